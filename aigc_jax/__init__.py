@@ -1,0 +1,1 @@
+"""Generative models in JAX: GANs, VAEs and diffusion models through one trainer."""

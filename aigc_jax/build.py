@@ -1,0 +1,20 @@
+"""From a config to its family: a literal table."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from aigc_jax.diffusion import family as diffusion
+from aigc_jax.family import Family
+
+FAMILIES = {"diffusion": diffusion.build}
+
+
+def build(config: Mapping[str, Any], spec: Any) -> Family:
+    """The family that `config.family` names, for data of `spec` (a `DataSpec`)."""
+    name = config["family"]
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(name, FAMILIES)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"config.family is one of {', '.join(FAMILIES)}, not {name!r}{hint}")
+    return FAMILIES[name](config, spec)

@@ -1,0 +1,90 @@
+"""Batches as a pure function of (seed, step): Grain orders and prefetches, a Source has pixels."""
+
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from aigc_jax.data.images import DataError
+from aigc_jax.data.sources import Source
+
+Batch = dict[str, np.ndarray]
+
+
+def batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    fresh: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 8,
+    prefetch: int = 16,
+) -> Iterator[Batch]:
+    """Endless training batches from step `start` on: "image" uint8 [fresh, B, H, W, C], "label".
+
+    `batch_size` is global; each of `process_count` processes gets B = batch_size / process_count
+    consecutive rows of every one of the step's `fresh` batches, so that side by side the processes
+    hold exactly what one process would. Examples are reshuffled every epoch, and an epoch's tail
+    shares its batch with the next epoch's head: none is dropped. `prefetch` batches are held ready
+    by `num_threads` threads, which end with the iterator or with its `close()`.
+    """
+    rows = _rows(batch_size, process_index, process_count)
+    if batch_size > len(source):
+        raise DataError(
+            f"a batch of {batch_size} is larger than the data set's {len(source)} images: "
+            f"set batch_size to {len(source)} or less"
+        )
+
+    def fetch(indices: np.ndarray) -> Batch:
+        local = indices.reshape(fresh, batch_size)[:, rows]
+        flat = source.fetch(local.reshape(-1))
+        return {name: x.reshape(*local.shape, *x.shape[1:]) for name, x in flat.items()}
+
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    steps = order.batch(fresh * batch_size)[start:].map(fetch)
+    return iter(steps.to_iter_dataset(_read_options(num_threads, prefetch)))
+
+
+def epoch(
+    source: Source,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 8,
+    prefetch: int = 16,
+) -> Iterator[Batch]:
+    """One pass in order: "image" uint8 [B, H, W, C], "label", and "mask" float32 [B].
+
+    The last batch is filled up by repeating the last image; `mask` is 1 for the real rows, 0 for
+    those. Batches and processes share rows as in `batches`.
+    """
+    rows = _rows(batch_size, process_index, process_count)
+    size = len(source)
+
+    def fetch(step: int) -> Batch:
+        local = np.arange(step * batch_size, (step + 1) * batch_size)[rows]
+        mask = (local < size).astype(np.float32)
+        return {**source.fetch(np.minimum(local, size - 1)), "mask": mask}
+
+    steps = grain.MapDataset.range(-(-size // batch_size)).map(fetch)
+    return iter(steps.to_iter_dataset(_read_options(num_threads, prefetch)))
+
+
+def _rows(batch_size: int, process_index: int, process_count: int) -> slice:
+    """The rows of a global batch that one process holds."""
+    if batch_size < 1 or batch_size % process_count:
+        below = batch_size - batch_size % process_count
+        raise DataError(
+            f"a batch of {batch_size} cannot be shared by {process_count} processes: "
+            f"set batch_size to {max(below, process_count)} or {below + process_count}"
+        )
+    local = batch_size // process_count
+    return slice(process_index * local, (process_index + 1) * local)
+
+
+def _read_options(num_threads: int, prefetch: int) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)

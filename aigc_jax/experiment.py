@@ -1,0 +1,240 @@
+"""What one command does: train, sample, export. Everything that `launch.py` and notebooks call."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from aigc_jax import build, weights
+from aigc_jax.data import augment, datasets
+from aigc_jax.evaluation.recognition import Recognition, recognise
+from aigc_jax.family import Family
+from aigc_jax.sampling import draw
+from aigc_jax.training import loop, rundir, sharding
+from aigc_jax.training.writers import grid, save_image, to_uint8
+
+
+def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Any:
+    """Trains an experiment in `workdir`, resuming what lies there; returns the last state."""
+    data = dict(config["data"])
+    splits = dict.fromkeys((data.pop("train_split"), data.pop("test_split")))
+    dataset = datasets.load(**data, splits=tuple(splits))
+    family = build.build(config, dataset.spec)
+    initial = config["init_from"]
+    state = loop.train(
+        config,
+        workdir,
+        family,
+        dataset,
+        weights.load(initial, config, family) if initial else None,
+    )
+    if config["evaluation"]["recognise"] and int(state.step) == config["train"]["steps"]:
+        result = recognition(config, family, dataset, state)
+        if jax.process_index() == 0:
+            print(result, flush=True)
+    return state
+
+
+def recognition(
+    config: Mapping[str, Any], family: Family, dataset: datasets.Dataset, state: Any
+) -> Recognition:
+    """Reads `evaluation.recognise` fresh samples with a classifier of the real images."""
+    count, classes = config["evaluation"]["recognise"], dataset.spec.num_classes
+    labels = np.arange(count) % classes
+    batches = draw(
+        family.sample,
+        {**state.params, **state.ema},
+        state.extra,
+        sharding.make_mesh(),
+        seed=config["seed"] + 1,  # not the noise of the grids
+        count=count,
+        labels=range(classes),
+        batch_size=config["train"]["batch_size"],
+    )
+    asked = config["family"] != "diffusion" or config["diffusion"]["conditional"]
+
+    def real(split: str) -> tuple[np.ndarray, np.ndarray]:
+        rows = dataset.sources[split].fetch(np.arange(dataset.spec.splits[split]))
+        return np.asarray(augment.to_float(rows["image"])), rows["label"]
+
+    return recognise(
+        np.concatenate(list(batches)),
+        real(config["data"]["train_split"]),
+        real(config["data"]["test_split"]),
+        labels=labels if asked else None,
+    )
+
+
+def load(
+    workdir: str | pathlib.Path,
+    config: Mapping[str, Any] | None = None,
+    *,
+    step: int | None = None,
+    raw: bool = False,
+) -> tuple[Mapping[str, Any], datasets.DataSpec, Family, Any, Any, int]:
+    """A trained model: (config, spec, family, params, extra, step).
+
+    Args:
+      workdir: folder of the run. Where it holds none, `config.init_from` is taken instead.
+      config: None for the run's own; another may differ only in what does not change the model.
+      step: of the checkpoint; None for the newest.
+      raw: the parameters themselves instead of their EMA.
+    """
+    workdir = pathlib.Path(workdir)
+    if config is not None and config["init_from"] and not (workdir / "config.json").exists():
+        spec = _spec_without_run(config)
+        family = build.build(config, spec)
+        params = weights.load(config["init_from"], config, family)
+        mesh = sharding.make_mesh()
+        params = jax.device_put(params, sharding.replicated(mesh))
+        return config, spec, family, params, {}, 0
+    if config is None:
+        config = rundir.read(workdir, "config.json")
+    else:
+        rundir.check_same(workdir, config)
+    spec = weights.read_spec(workdir)
+    family = build.build(config, spec)
+    state, step = weights.restore(workdir, config, family, step)
+    params = state.params if raw else {**state.params, **state.ema}
+    return config, spec, family, params, state.extra, step
+
+
+def sample(
+    workdir: str | pathlib.Path,
+    config: Mapping[str, Any] | None = None,
+    *,
+    count: int = 64,
+    seed: int = 0,
+    labels: Sequence[int] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    batch_size: int = 64,
+    step: int | None = None,
+    raw: bool = False,
+    frames: int = 0,
+    gif: bool = False,
+    save: str = "",
+    output: str | pathlib.Path | None = None,
+) -> pathlib.Path:
+    """Draws images from a trained model and writes a grid; sample i depends on (seed, i) only.
+
+    Args:
+      workdir, config, step, raw: see `load`.
+      count: how many images.
+      labels: sample i is of class labels[i % len(labels)]; None takes every class in turn.
+      settings: replaces values of `config.sampling`, such as sampler, steps, guidance.
+      batch_size: images at a time.
+      frames: also writes a strip of this many frames of how each image comes to be; with `gif`,
+        an animated GIF instead.
+      save: "png" writes every image as a file of its own, "npz" all of them as uint8 arrays.
+      output: folder to write to; None takes generated/ in the workdir.
+
+    Returns:
+      The path of the grid.
+    """
+    workdir = pathlib.Path(workdir)
+    if count < 1:
+        raise ValueError(f"the number of samples must be at least 1, not {count}")
+    if save not in ("", "png", "npz"):
+        raise ValueError(f"save is 'png', 'npz' or nothing, not {save!r}")
+    if config is None:
+        config = rundir.read(workdir, "config.json")
+    config = rundir.as_dict(config)
+    config["sampling"] |= {k: v for k, v in (settings or {}).items() if v is not None}
+    config, spec, family, params, extra, step = load(workdir, config, step=step, raw=raw)
+    if labels is not None:
+        _check_labels(labels, spec)
+    elif spec.num_classes:
+        labels = range(spec.num_classes)
+    if frames and family.trajectory is None:
+        raise ValueError(f"family {config['family']!r} has no frames to show")
+
+    mesh = sharding.make_mesh()
+    drawn = draw(
+        family.sample, params, extra, mesh,
+        seed=seed, count=count, labels=labels, batch_size=batch_size,
+    )  # fmt: skip
+    images = []
+    with tqdm(total=count, unit="img", desc="sampling") as bar:
+        for batch in drawn:
+            images.append(to_uint8(batch))  # bytes, so that 50,000 samples fit
+            bar.update(len(batch))
+    images = np.concatenate(images)
+    folder = pathlib.Path(output) if output else workdir / "generated"
+    name = f"step{step:08d}-seed{seed}-n{count}{'-raw' if raw else ''}"
+    columns = loop.columns(min(count, 400), spec.num_classes)
+    floats = images[:400].astype(np.float32) / 127.5 - 1  # a larger grid is no picture
+    path = folder / f"{name}.png"
+    save_image(grid(floats, columns=columns), path)
+    if save == "npz":
+        chosen = (
+            {} if labels is None else {"label": np.asarray(labels)[np.arange(count) % len(labels)]}
+        )
+        np.savez(folder / f"{name}.npz", image=images, **chosen)
+    if save == "png":
+        for i, image in enumerate(images):
+            single = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+            save_image(single, folder / name / f"{i:06d}.png")
+    if frames:
+        _write_frames(family, params, extra, mesh, folder / name, seed, labels, frames, gif, count)
+    print(f"{count} samples of step {step}: {path}", flush=True)
+    return path
+
+
+def export(
+    workdir: str | pathlib.Path,
+    output: str | pathlib.Path,
+    config: Mapping[str, Any] | None = None,
+    *,
+    step: int | None = None,
+) -> None:
+    """Writes a run's model as a folder for diffusers."""
+    config, spec, _, params, _, step = load(workdir, config, step=step)
+    weights.export(output, params, config, spec)
+    print(f"step {step} of {workdir} as a diffusers pipeline: {output}", flush=True)
+
+
+def _write_frames(
+    family: Family, params: Any, extra: Any, mesh: Any, path: pathlib.Path,
+    seed: int, labels: Any, frames: int, gif: bool, count: int,
+) -> None:  # fmt: skip
+    """How the first samples come to be: rows of frames, or an animation of their grid."""
+
+    def trajectory(params: Any, extra: Any, keys: Any, cond: Any) -> Any:
+        return family.trajectory(params, extra, keys, cond, frames)
+
+    shown = min(count, 64 if gif else 10)
+    drawn = draw(
+        trajectory, params, extra, mesh, seed=seed, count=shown, labels=labels, batch_size=shown
+    )
+    strips = np.concatenate(list(drawn), axis=1)  # [frames, n, H, W, C]
+    if gif:
+        pictures = [grid(frame).convert("P") for frame in strips]
+        durations = [1500 if i == frames - 1 else 80 for i in range(frames)]
+        path = path.with_suffix(".gif")
+        pictures[0].save(
+            path, save_all=True, append_images=pictures[1:], duration=durations, loop=0
+        )
+    else:
+        rows = strips.swapaxes(0, 1).reshape(-1, *strips.shape[2:])
+        path = path.with_name(path.name + "-strip.png")
+        save_image(grid(rows, columns=frames), path)
+    print(f"how they came to be: {path}", flush=True)
+
+
+def _check_labels(labels: Sequence[int], spec: datasets.DataSpec) -> None:
+    wrong = [label for label in labels if not 0 <= label < spec.num_classes]
+    if not spec.num_classes:
+        raise ValueError("labels were asked for, but the model's data set has none")
+    if wrong:
+        raise ValueError(f"labels {wrong} are not in 0..{spec.num_classes - 1}")
+
+
+def _spec_without_run(config: Mapping[str, Any]) -> datasets.DataSpec:
+    """The spec of foreign weights: they say their image size, the rest is as in the config."""
+    found = weights.diffusers.read(config["init_from"])
+    size, classes = found.image_size, found.network.get("num_classes", 0)
+    return datasets.DataSpec((size, size, found.in_channels), classes, {})

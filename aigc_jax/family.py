@@ -1,0 +1,62 @@
+"""The contract between a model family and everything that trains, samples or evaluates it.
+
+A family is to the trainer what a `GradientTransformation` is to optax: a NamedTuple of pure
+functions. A list of phases removes the difference between one optimizer and several, so GANs, VAEs
+and diffusion models run through one step and one loop.
+
+Shapes below: B examples in a batch, n samples, images [B, H, W, C] float32 in [-1, 1].
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+Params = Mapping[str, Any]  # {player: tree of arrays}
+Extra = Mapping[
+    str, Any
+]  # what is neither parameter nor optimizer state: BatchNorm statistics, ...
+Batch = Mapping[str, jax.Array]  # {"image": [B, H, W, C], "label": int32 [B] if the data has them}
+Loss = Callable[[Params, Extra, Batch, jax.Array], tuple[jax.Array, tuple[dict, Extra]]]
+
+
+class Phase(NamedTuple):
+    """One player's move within a step.
+
+    Attributes:
+      player: whose parameters move: "net", or "generator" / "discriminator".
+      loss: (params, extra, batch, key) -> (scalar, ({metric: scalar}, extra)). It is differentiated
+        with respect to `params[player]` alone, so no loss needs a `stop_gradient` between players.
+      every: the phase runs when step % every == 0 (lazy regularisation).
+      name: prefix of its metrics; the player's name where empty.
+    """
+
+    player: str
+    loss: Loss
+    every: int = 1
+    name: str = ""
+
+
+class Family(NamedTuple):
+    """A model family as pure functions.
+
+    Attributes:
+      init: key -> (params, extra).
+      phases: in the order in which they run within a step.
+      sample: (params, extra, keys [n], cond) -> images [n, H, W, C] in [-1, 1]. Image i depends on
+        keys[i] and cond[i] only. `cond` is {} or {"label": int32 [n]}. Compiles what it needs
+        itself: do not jit it (a host loop is the faster sampler on a CPU).
+      evaluate: (params, extra, batch, key) -> {name: [B]}, a value per example.
+      averaged: players whose EMA is kept, checkpointed and sampled from.
+      fresh: batches drawn per step; phase i sees batch i % fresh (n_critic updates on fresh data).
+      trajectory: like `sample`, with the number of frames as last argument -> [frames, n, H, W, C],
+        how a sample comes to be; None where a family has no such thing.
+    """
+
+    init: Callable
+    phases: tuple[Phase, ...]
+    sample: Callable
+    evaluate: Callable
+    averaged: tuple[str, ...]
+    fresh: int = 1
+    trajectory: Callable | None = None

@@ -1,0 +1,397 @@
+"""UNet checkpoints as folders of Hugging Face diffusers, both ways, exact to the last bit.
+
+The layout is that of UNet2DModel in the configuration of google/ddpm-cifar10-32, alone or inside
+a DDPMPipeline (huggingface.co/docs/diffusers, release 0.42). Needs neither diffusers nor torch.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import load_file, save_file
+
+from aigc_jax.networks.unet import UNet
+
+RELEASE = "0.42.1"
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+SCHEDULER = "scheduler_config.json"
+
+# UNet2DModel's own value where its config is silent, and the only value that UNet computes.
+# Ours is always written, so that the folder means the same to a release with other defaults.
+FIXED = {
+    "center_input_sample": (False, False),
+    "time_embedding_type": ("positional", "positional"),
+    "time_embedding_dim": (None, None),
+    "freq_shift": (0, 1),
+    "flip_sin_to_cos": (True, False),
+    "mid_block_type": ("UNetMidBlock2D", "UNetMidBlock2D"),
+    "mid_block_scale_factor": (1, 1),
+    "downsample_padding": (1, 0),
+    "downsample_type": ("conv", "conv"),
+    "upsample_type": ("conv", "conv"),
+    "act_fn": ("silu", "silu"),
+    "attn_norm_num_groups": (None, None),
+    "norm_eps": (1e-5, 1e-6),
+    "resnet_time_scale_shift": ("default", "default"),
+    "add_attention": (True, True),
+    "class_embed_type": (None, None),
+    "num_train_timesteps": (None, None),
+}
+# What varies, with UNet2DModel's own values.
+FREE = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": (224, 448, 672, 896),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2,
+    "dropout": 0.0,
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "num_class_embeds": None,
+}
+
+MODULES = {
+    "time_0": "time_embedding.linear_1",
+    "time_1": "time_embedding.linear_2",
+    "label": "class_embedding",
+    "norm_out": "conv_norm_out",
+    "embedding": "time_emb_proj",
+    "shortcut": "conv_shortcut",
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "out": "to_out.0",
+}
+PARTS = {
+    "block": "resnets",
+    "attention": "attentions",
+    "downsample": "downsamplers",
+    "upsample": "upsamplers",
+}
+# How early releases, and so many checkpoints, spell an attention.
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+class Checkpoint(NamedTuple):
+    """What a folder holds.
+
+    network: keyword arguments of UNet, without dtype. params: what UNet.init gives under "params",
+    as float32 numpy arrays. scheduler: the raw scheduler_config.json, {} where there is none.
+    """
+
+    network: dict[str, Any]
+    params: dict[str, Any]
+    scheduler: dict[str, Any]
+    image_size: int
+    in_channels: int
+
+
+def read(folder: str | pathlib.Path) -> Checkpoint:
+    """Reads a UNet2DModel, alone, in a pipeline with unet/ and scheduler/, or in a flat pipeline.
+
+    The last of num_class_embeds rows is taken for "no label".
+    FileNotFoundError for what is absent. ValueError for a network that UNet is not, and for
+    tensors that are missing, unexpected or of another shape: all named.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no folder {folder}: download a checkpoint first, for example with "
+            f"`hf download google/ddpm-cifar10-32 --local-dir {folder}`"
+        )
+    nested = (folder / "unet").is_dir()
+    unet = folder / "unet" if nested else folder
+    config = json.loads(_existing(unet / CONFIG).read_text())
+    network, image_size, in_channels = network_of(config)
+    params = from_tensors(
+        load_file(_existing(unet / WEIGHTS)),
+        network=network,
+        image_size=image_size,
+        in_channels=in_channels,
+    )
+    scheduler = (folder / "scheduler" if nested else folder) / SCHEDULER
+    return Checkpoint(
+        network=network,
+        params=params,
+        scheduler=json.loads(scheduler.read_text()) if scheduler.is_file() else {},
+        image_size=image_size,
+        in_channels=in_channels,
+    )
+
+
+def write(
+    folder: str | pathlib.Path,
+    params: Mapping[str, Any],
+    *,
+    network: Mapping[str, Any],
+    image_size: int,
+    in_channels: int,
+    scheduler: Mapping[str, Any],
+) -> None:
+    """Writes a folder for DDPMPipeline.from_pretrained and DDIMPipeline.from_pretrained.
+
+    params: what UNet.init gives under "params". network: keyword arguments of UNet. scheduler:
+    arguments of diffusers' DDPMScheduler, such as beta_schedule. A network with labels is for
+    UNet2DModel.from_pretrained(folder, subfolder="unet"): those pipelines pass no label.
+    ValueError for a network that UNet2DModel is not, and for parameters that are not this
+    network's.
+    """
+    folder = pathlib.Path(folder)
+    shapes = {"network": network, "image_size": image_size, "in_channels": in_channels}
+    config, tensors = config_of(**shapes), to_tensors(params, **shapes)
+    scheduler = {"_class_name": "DDPMScheduler", "_diffusers_version": RELEASE, **scheduler}
+    for name in ("unet", "scheduler"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    # diffusers reads the framework from the metadata, and refuses a file without it.
+    save_file(tensors, folder / "unet" / WEIGHTS, metadata={"format": "pt"})
+    _write_json(folder / "unet" / CONFIG, config)
+    _write_json(folder / "scheduler" / SCHEDULER, scheduler)
+    index = {
+        "_class_name": "DDPMPipeline",
+        "_diffusers_version": RELEASE,
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    _write_json(folder / "model_index.json", index)
+
+
+def network_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], int, int]:
+    """The arguments of UNet, the image size and the input channels of a UNet2DModel's config.
+
+    ValueError that names every setting UNet does not have.
+    """
+    name = config.get("_class_name", "UNet2DModel")
+    if name != "UNet2DModel":
+        raise ValueError(f"{CONFIG} is of a {name}; only a UNet2DModel can be read")
+    wrong = [
+        f"{key}={config.get(key, default)!r} (only {ours!r})"
+        for key, (default, ours) in FIXED.items()
+        if config.get(key, default) != ours
+    ]
+    wrong += [
+        f"{key}={value!r} (not known)"
+        for key, value in config.items()
+        if not key.startswith("_") and key not in FIXED and key not in FREE
+    ]
+    if config.get("norm_num_groups", 32) is None:
+        wrong.append("norm_num_groups=None (only a number)")
+    if wrong:
+        raise ValueError(f"{CONFIG} asks for what UNet does not have: {', '.join(wrong)}")
+
+    c = {**FREE, **config}
+    size = c["sample_size"]
+    size = size[0] if isinstance(size, list | tuple) and len(set(size)) == 1 else size
+    if not isinstance(size, int):
+        raise ValueError(f"{CONFIG} must give sample_size, one side of a square, not {size!r}")
+    channels = c["block_out_channels"]
+    if any(n % channels[0] for n in channels):
+        raise ValueError(f"block_out_channels={channels} are no multiples of their first")
+    down, up = c["down_block_types"], c["up_block_types"]
+    for key, types, plain in (
+        ("down_block_types", down, "DownBlock2D"),
+        ("up_block_types", up, "UpBlock2D"),
+    ):
+        unknown = sorted(set(types) - {plain, f"Attn{plain}"})
+        if unknown or len(types) != len(channels):
+            raise ValueError(
+                f"{key}={list(types)} must be {len(channels)} of {plain} and Attn{plain}"
+            )
+    attends = [kind.startswith("Attn") for kind in down]
+    if attends != [kind.startswith("Attn") for kind in reversed(up)]:
+        raise ValueError(
+            f"down_block_types={list(down)} and up_block_types={list(up)} attend at different "
+            "resolutions; UNet does at the same ones both ways"
+        )
+    network = {
+        "out_channels": c["out_channels"],
+        "width": channels[0],
+        "multipliers": tuple(n // channels[0] for n in channels),
+        "blocks": c["layers_per_block"],
+        "attention": tuple(size >> i for i, yes in enumerate(attends) if yes),
+        "heads": _heads(c["attention_head_dim"], _attended(channels, attends)),
+        "dropout": c["dropout"],
+        "groups": c["norm_num_groups"],
+        "num_classes": (c["num_class_embeds"] or 1) - 1,
+    }
+    return network, size, c["in_channels"]
+
+
+def config_of(network: Mapping[str, Any], *, image_size: int, in_channels: int) -> dict[str, Any]:
+    """The config.json of a UNet2DModel that computes what UNet(**network) does.
+
+    ValueError for heads that one attention_head_dim cannot express.
+    """
+    net = UNet(**network)
+    channels = [net.width * m for m in net.multipliers]
+    attends = [image_size >> i in net.attention for i in range(len(channels))]
+    head_dim = None
+    if net.heads > 1:
+        attended = _attended(channels, attends)
+        if len(attended) > 1 or attended[0] % net.heads:
+            raise ValueError(
+                f"network.heads={net.heads} over {attended} channels: diffusers gives every head "
+                "the same number of channels, so it needs heads=1 or attention at one width"
+            )
+        head_dim = attended[0] // net.heads
+    return {
+        "_class_name": "UNet2DModel",
+        "_diffusers_version": RELEASE,
+        **{key: ours for key, (_, ours) in FIXED.items()},
+        "sample_size": image_size,
+        "in_channels": in_channels,
+        "out_channels": net.out_channels,
+        "block_out_channels": channels,
+        "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
+        "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
+        "layers_per_block": net.blocks,
+        "dropout": net.dropout,
+        "attention_head_dim": head_dim,
+        "norm_num_groups": min(net.groups, net.width),
+        "num_class_embeds": net.num_classes + 1 if net.num_classes else None,
+    }
+
+
+def from_tensors(
+    tensors: Mapping[str, np.ndarray],
+    *,
+    network: Mapping[str, Any],
+    image_size: int,
+    in_channels: int,
+) -> dict[str, Any]:
+    """The parameters of UNet(**network) from the tensors of a UNet2DModel, by diffusers' names.
+
+    ValueError that names tensors which are missing, unexpected or of another shape.
+    """
+    levels = len(UNet(**network).multipliers)
+    template = _template(network, image_size, in_channels)
+    tensors = {_modern(key): value for key, value in tensors.items()}
+    _compare(
+        {_key(path, levels): _to_torch(path, zero).shape for path, zero in template.items()},
+        {key: value.shape for key, value in tensors.items()},
+        what="the checkpoint does not fit its config.json",
+    )
+    params = {path: _from_torch(path, tensors[_key(path, levels)]) for path in template}
+    return unflatten_dict(params)
+
+
+def to_tensors(
+    params: Mapping[str, Any], *, network: Mapping[str, Any], image_size: int, in_channels: int
+) -> dict[str, np.ndarray]:
+    """The tensors of a UNet2DModel, by diffusers' names; the inverse of from_tensors."""
+    levels = len(UNet(**network).multipliers)
+    flat = {path: np.asarray(value) for path, value in flatten_dict(params).items()}
+    template = _template(network, image_size, in_channels)
+    _compare(
+        {"/".join(path): zero.shape for path, zero in template.items()},
+        {"/".join(path): value.shape for path, value in flat.items()},
+        what="the parameters are not this network's",
+    )
+    return {_key(path, levels): _to_torch(path, value) for path, value in flat.items()}
+
+
+def _template(network: Mapping[str, Any], size: int, channels: int) -> dict[tuple, np.ndarray]:
+    """Every parameter's path with zeros of its shape that take no memory."""
+    x, t = jnp.zeros((1, size, size, channels)), jnp.zeros((1,))
+    variables = jax.eval_shape(UNet(**network).init, jax.random.key(0), x, t)
+    flat = flatten_dict(variables["params"])
+    return {path: np.broadcast_to(np.float32(0), s.shape) for path, s in flat.items()}
+
+
+def _key(path: tuple[str, ...], levels: int) -> str:
+    """("up_3_block_0", "conv1", "kernel") is "up_blocks.0.resnets.0.conv1.weight" of 4 levels."""
+    *modules, leaf = path
+    names = [MODULES.get(module, module) for module in modules]
+    place, *rest = modules[0].split("_")
+    if place == "middle":
+        names[0] = f"mid_block.{PARTS[rest[0]]}.{rest[1]}"
+    elif place in ("down", "up"):
+        level, part, *index = rest
+        # diffusers counts the blocks on the way up in the order they run.
+        i = int(level) if place == "down" else levels - 1 - int(level)
+        names[0] = f"{place}_blocks.{i}.{PARTS[part]}.{index[0] if index else 0}"
+    return ".".join([*names, "bias" if leaf == "bias" else "weight"])
+
+
+def _modern(key: str) -> str:
+    module, _, leaf = key.rpartition(".")
+    parent, _, name = module.rpartition(".")
+    if ".attentions." in key and name in OLD_ATTENTION:
+        return f"{parent}.{OLD_ATTENTION[name]}.{leaf}"
+    return key
+
+
+def _to_torch(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
+    if path[-1] == "kernel":
+        value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+        if path[-2] == "shortcut":  # linear here, a 1x1 convolution there
+            value = value[:, :, None, None]
+    return np.ascontiguousarray(value, np.float32)
+
+
+def _from_torch(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
+    if path[-1] == "kernel":
+        if path[-2] == "shortcut":
+            value = value[:, :, 0, 0]
+        value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+    return np.ascontiguousarray(value, np.float32)
+
+
+def _compare(expected: Mapping[str, tuple], found: Mapping[str, tuple], *, what: str) -> None:
+    problems = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of another shape": [
+            f"{key} {tuple(found[key])}, not {tuple(expected[key])}"
+            for key in sorted(expected.keys() & found.keys())
+            if tuple(found[key]) != tuple(expected[key])
+        ],
+    }
+    lines = [
+        f"{len(names)} {problem}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for problem, names in problems.items()
+        if names
+    ]
+    if lines:
+        raise ValueError(f"{what}: {'; '.join(lines)}")
+
+
+def _attended(channels: list[int], attends: list[bool]) -> list[int]:
+    """The widths that have attention, the middle's among them."""
+    return sorted({channels[-1], *(n for n, yes in zip(channels, attends, strict=True) if yes)})
+
+
+def _heads(head_dim: int | None, attended: list[int]) -> int:
+    heads = {1} if head_dim is None else {n / head_dim for n in attended}
+    if len(heads) > 1 or not (count := heads.pop()) == int(count):
+        raise ValueError(
+            f"attention_head_dim={head_dim} (8 where config.json is silent) over {attended} "
+            "channels does not give every attention the same number of heads, as UNet has it"
+        )
+    return int(count)
+
+
+def _existing(path: pathlib.Path) -> pathlib.Path:
+    if path.is_file():
+        return path
+    if path.name == WEIGHTS and path.with_suffix(".bin").is_file():
+        raise FileNotFoundError(
+            f"{path.parent} holds its weights as .bin only, which takes torch to open. Convert "
+            'them where diffusers is installed: python -c "from diffusers import UNet2DModel; '
+            f"UNet2DModel.from_pretrained('{path.parent}', use_safetensors=False)"
+            f".save_pretrained('{path.parent}')\""
+        )
+    raise FileNotFoundError(
+        f"no {path}: a UNet2DModel's folder holds {CONFIG} and {WEIGHTS}, itself or in unet/"
+    )
+
+
+def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,155 @@
+"""Layers of the convolutional diffusion networks, channels last.
+
+Every layer computes in the dtype of its input; parameters are float32, and so are the statistics
+of a norm, the softmax of an attention and all that happens to an embedding.
+
+Ho, Jain & Abbeel, "Denoising Diffusion Probabilistic Models", 2020 (arXiv:2006.11239), appendix B.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+# A residual branch that ends in zeros starts as the identity.
+ZERO = nn.initializers.zeros_init()
+
+
+def sinusoidal_embedding(t: jax.Array, width: int, *, max_period: float = 10_000.0) -> jax.Array:
+    """Sines, then cosines, of t at width/2 frequencies from 1 down to 1/max_period, both included.
+
+    t: [B], in steps 0..T-1, may be fractional. Returns [B, width] float32.
+    ValueError for a width that is odd or below 4.
+
+    Vaswani et al. 2017, section 3.5, with the endpoints of Ho et al. 2020.
+    """
+    half = width // 2
+    if width % 2 or half < 2:
+        raise ValueError(f"a sinusoidal embedding needs an even width of at least 4, not {width}")
+    # The frequencies are constants: rounded once, from float64. t = 999 needs every bit of them,
+    # so the product is never left to a matrix unit or to bfloat16.
+    frequencies = np.exp(-np.log(max_period) * np.arange(half) / (half - 1)).astype(np.float32)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def dense(
+    x: jax.Array, features: int, *, name: str, init: nn.initializers.Initializer = INIT
+) -> jax.Array:
+    """A linear map of the last axis, inside a compact module: on an image, a 1x1 convolution."""
+    return nn.Dense(features, dtype=x.dtype, kernel_init=init, name=name)(x)
+
+
+def conv(
+    x: jax.Array,
+    features: int,
+    *,
+    name: str,
+    stride: int = 1,
+    padding: Sequence[tuple[int, int]] = ((1, 1), (1, 1)),
+    init: nn.initializers.Initializer = INIT,
+) -> jax.Array:
+    """A 3x3 convolution, inside a compact module. x: [B, H, W, C]."""
+    layer = nn.Conv(features, (3, 3), stride, padding, dtype=x.dtype, kernel_init=init, name=name)
+    return layer(x)
+
+
+class GroupNorm(nn.Module):
+    """Normalises each group of channels of each example, over all positions, in float32.
+
+    x: [B, ..., C] to the same shape and dtype. ValueError where the groups do not divide C.
+
+    Wu & He 2018 (arXiv:1803.08494).
+    """
+
+    groups: int = 32
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        if channels % self.groups:
+            raise ValueError(f"{self.groups} groups do not divide {channels} channels")
+        per_channel = (1,) * (x.ndim - 1) + (channels,)
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,)).reshape(per_channel)
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,)).reshape(per_channel)
+        h = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, channels // self.groups)
+        mean = h.mean(axis=(1, 3), keepdims=True)
+        variance = h.var(axis=(1, 3), keepdims=True)
+        h = (h - mean) * jax.lax.rsqrt(variance + self.epsilon)
+        return (h.reshape(x.shape) * scale + bias).astype(x.dtype)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions after norm and swish; an embedding shifts the map between them.
+
+    x: [B, H, W, C] to [B, H, W, features]. embedding: [B, E] float32, or None for a network that
+    is conditioned on nothing. Dropout draws from rng "dropout" when train is True.
+    """
+
+    features: int
+    dropout: float = 0.0
+    groups: int = 32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, embedding: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
+        h = nn.swish(GroupNorm(self.groups, name="norm1")(x))
+        h = conv(h, self.features, name="conv1")
+        if embedding is not None:
+            shift = dense(nn.swish(embedding), self.features, name="embedding")
+            h = h + shift.astype(h.dtype)[:, None, None, :]
+        h = nn.swish(GroupNorm(self.groups, name="norm2")(h))
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = conv(h, self.features, name="conv2", init=ZERO)
+        if x.shape[-1] != self.features:
+            x = dense(x, self.features, name="shortcut")
+        return x + h
+
+
+class SelfAttention(nn.Module):
+    """Every position of the map attends to all of them, beside a residual connection.
+
+    x: [B, H, W, C] to the same shape. ValueError where the heads do not divide C.
+    """
+
+    heads: int = 1
+    groups: int = 32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, height, width, c = x.shape
+        if c % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide {c} channels (network.heads)")
+        h = GroupNorm(self.groups, name="norm")(x)
+        q, k, v = (
+            dense(h, c, name=name).reshape(b, height * width, self.heads, c // self.heads)
+            for name in ("q", "k", "v")
+        )
+        # Scores and softmax are float32 in here whatever the activations are.
+        h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+        return x + dense(h, c, name="out", init=ZERO)
+
+
+class Downsample(nn.Module):
+    """Halves the map by a strided convolution. x: [B, H, W, C] to [B, H/2, W/2, C]."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        # Padded at the end only, as the paper's TensorFlow did for even sizes.
+        return conv(x, x.shape[-1], name="conv", stride=2, padding=((0, 1), (0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles the map by its nearest neighbours, then convolves. [B, H, W, C] to [B, 2H, 2W, C]."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, h, w, c = x.shape
+        # A broadcast and a reshape; jax.image.resize would gather.
+        x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+        return conv(x.reshape(b, 2 * h, 2 * w, c), c, name="conv")

@@ -1,0 +1,89 @@
+"""Optax chains from plain arguments."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import optax
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+def learning_rate(
+    peak: float, *, schedule: str = "constant", warmup: int = 0, decay_steps: int = 0
+) -> optax.Schedule:
+    """Step -> learning rate: a linear warm-up to `peak`, then constant, or linear or cosine to 0.
+
+    Args:
+      peak: the learning rate as used; no scaling by batch or devices happens anywhere.
+      schedule: "constant", "linear" or "cosine".
+      warmup: steps of the warm-up; step i of it has rate peak * i / warmup (Ho et al. 2020).
+      decay_steps: step at which the rate reaches 0 (not used by "constant").
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"optimizer.schedule is one of {', '.join(SCHEDULES)}, not {schedule!r}")
+    if schedule != "constant" and decay_steps <= warmup:
+        raise ValueError(
+            f"optimizer.decay_steps ({decay_steps}) must exceed optimizer.warmup ({warmup}) "
+            f"for schedule {schedule!r}"
+        )
+    after = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "linear": lambda: optax.linear_schedule(peak, 0.0, decay_steps - warmup),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, decay_steps - warmup),
+    }[schedule]()
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def optimizer(
+    *,
+    name: str = "adam",
+    learning_rate: float | optax.Schedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    clip: float = 0.0,
+) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) or SGD.
+
+    Args:
+      clip: bound on the global gradient norm, applied first; 0 switches it off.
+      momentum: of SGD; b1, b2, eps: of Adam and AdamW; weight_decay: of AdamW.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer.name is one of {', '.join(OPTIMIZERS)}, not {name!r}")
+    if weight_decay and name != "adamw":
+        raise ValueError(f"optimizer.weight_decay needs optimizer.name='adamw', not {name!r}")
+    rule = {
+        "adam": lambda: optax.adam(learning_rate, b1=b1, b2=b2, eps=eps),
+        "adamw": lambda: optax.adamw(
+            learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay
+        ),
+        "sgd": lambda: optax.sgd(learning_rate, momentum=momentum or None),
+    }[name]()
+    return optax.chain(optax.clip_by_global_norm(clip), rule) if clip else rule
+
+
+def per_player(
+    settings: Mapping[str, Any], players: Iterable[str]
+) -> dict[str, optax.GradientTransformation]:
+    """{player: optimizer} from one setting for all players, or from {player: setting}.
+
+    A setting holds the arguments of `optimizer` and, flat beside them, of `learning_rate`.
+    """
+    players = tuple(players)
+    own = set(players) & set(settings)
+    if own and own != set(players):
+        raise ValueError(f"optimizer names {sorted(own)} but not {sorted(set(players) - own)}")
+
+    def build(setting: Mapping[str, Any]) -> optax.GradientTransformation:
+        setting = dict(setting)
+        schedule = {k: setting.pop(k) for k in ("schedule", "warmup", "decay_steps")}
+        rate = learning_rate(setting.pop("learning_rate"), **schedule)
+        return optimizer(learning_rate=rate, **setting)
+
+    return {player: build(settings[player] if own else settings) for player in players}

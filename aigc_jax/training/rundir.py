@@ -1,0 +1,93 @@
+"""A run's folder: its config, its data's spec, and whether a command continues the same run."""
+
+import difflib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+# Settings that may change when a run goes on: they do not touch what is computed from here on.
+FREE = (
+    "checkpoint",
+    "data.data_dir",
+    "data.download_dir",
+    "data.in_memory",
+    "data.path",
+    "evaluation",
+    "init_from",  # read at step 0 only
+    "log",
+    "published",
+    "sampling",
+    "train.max_skipped",
+    "train.sharding",
+    "train.steps",
+)
+
+
+class RunMismatch(ValueError):
+    """A command whose config is not that of the run in its workdir."""
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings -> {"data.name": value}."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lines "key: old -> new" for settings that change the result."""
+    old, new = flatten(as_dict(old)), flatten(as_dict(new))
+
+    def free(key: str) -> bool:
+        return any(key == name or key.startswith(name + ".") for name in FREE)
+
+    return [
+        f"{key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
+        for key in sorted(old.keys() | new.keys())
+        if not free(key) and old.get(key) != new.get(key)
+    ]
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A ConfigDict (or mapping) as plain JSON values."""
+    plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return json.loads(json.dumps(plain))
+
+
+def read(workdir: pathlib.Path, name: str) -> dict[str, Any]:
+    """`config.json` or `spec.json` of a run."""
+    path = workdir / name
+    if not path.is_file():
+        hint = ""
+        if workdir.parent.is_dir():
+            runs = [p.name for p in workdir.parent.iterdir() if (p / name).is_file()]
+            near = difflib.get_close_matches(workdir.name, runs, n=3, cutoff=0.3) or runs[:3]
+            hint = f" (runs there: {', '.join(near)})" if near else ""
+        raise FileNotFoundError(
+            f"no run in {workdir}{hint}: train first, or name its folder by --workdir"
+        )
+    return json.loads(path.read_text())
+
+
+def write(workdir: pathlib.Path, name: str, content: Mapping[str, Any]) -> None:
+    """Writes JSON whole or not at all."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    partial = workdir / (name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(workdir / name)
+
+
+def check_same(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Raises RunMismatch, listing keys, where `config` would change the run in `workdir`."""
+    changed = differences(read(workdir, "config.json"), config)
+    if changed:
+        raise RunMismatch(
+            f"{workdir} holds a run with another config:\n  "
+            + "\n  ".join(changed)
+            + "\nGive the same config to resume it, or another --workdir to start anew"
+        )

@@ -1,0 +1,124 @@
+"""Devices: the one file that knows a mesh. `jit` over one axis, "data".
+
+Batches are split over the axis; the state is replicated, or (FSDP, Rajbhandari et al. 2020) split
+over the same axis. No loss and no network knows any of this, and no number depends on it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from aigc_jax.training.step import Recipe, TrainState, init_state, train_step
+
+MODES = ("replicated", "fsdp")
+# Below this many elements a split saves less memory than its collectives cost.
+MIN_SPLIT_SIZE = 2**14
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices (or those given) on one axis, "data"."""
+    devices = jax.devices() if devices is None else list(devices)
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Raises ValueError where the global batch does not divide over the devices."""
+    n = mesh.size
+    if batch_size <= 0 or batch_size % n:
+        lower = max(batch_size // n, 1) * n
+        raise ValueError(
+            f"the global batch of {batch_size} does not divide over {n} devices; "
+            f"set train.batch_size to a multiple of {n}, such as {lower} or {lower + n}"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Array axis `axis` is split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+
+def state_sharding(mesh: Mesh, abstract: Any, mode: str = "replicated") -> Any:
+    """Shardings of a tree of abstract arrays: replicated, or each big leaf split where it divides.
+
+    Under "fsdp" a leaf's largest axis that the number of devices divides is split; parameters,
+    optimizer state and EMA of one leaf have one shape, hence one layout.
+    """
+    if mode not in MODES:
+        raise ValueError(f"train.sharding is one of {', '.join(MODES)}, not {mode!r}")
+
+    def of(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if mode == "replicated" or is_key or math.prod(leaf.shape) < MIN_SPLIT_SIZE:
+            return replicated(mesh)
+        axes = [a for a, size in enumerate(leaf.shape) if size % mesh.size == 0]
+        return split(mesh, max(axes, key=lambda a: leaf.shape[a])) if axes else replicated(mesh)
+
+    return jax.tree.map(of, abstract)
+
+
+def abstract_state(recipe: Recipe, mesh: Mesh, mode: str, seed: int = 0) -> TrainState:
+    """The state's shapes, dtypes and shardings, without computing it: what a restore aims at."""
+    abstract = jax.eval_shape(partial(init_state, recipe), jax.random.key(seed))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        state_sharding(mesh, abstract, mode),
+    )
+
+
+def new_state(recipe: Recipe, target: TrainState, seed: int) -> TrainState:
+    """State at step 0, laid out as `target`."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
+    return jax.jit(partial(init_state, recipe), out_shardings=shardings)(jax.random.key(seed))
+
+
+def compile_step(recipe: Recipe, mesh: Mesh, target: TrainState) -> Callable:
+    """(active, state, batch [fresh, B, ...]) -> (state, metrics): jitted, the state donated."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
+
+    def run(active: tuple[int, ...], state: TrainState, batch: Any) -> tuple[TrainState, dict]:
+        return train_step(recipe, active, state, batch)
+
+    return jax.jit(
+        run,
+        static_argnums=0,
+        in_shardings=(shardings, split(mesh, 1)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=1,
+    )
+
+
+def put(mesh: Mesh, tree: Any, axis: int = 0) -> Any:
+    """Host arrays of this process -> global arrays whose `axis` is split over all devices."""
+    sharding = split(mesh, axis)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
+    )
+
+
+def fetch(tree: Any) -> Any:
+    """Global arrays -> whole numpy arrays on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def sample_keys(mesh: Mesh, seed: int, start: int, count: int) -> jax.Array:
+    """Keys of samples start..start+count-1, split over the devices: key i depends on (seed, i)."""
+    of = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    return jax.jit(of, out_shardings=split(mesh))(
+        jax.random.key(seed), np.arange(start, start + count, dtype=np.uint32)
+    )

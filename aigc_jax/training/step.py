@@ -1,0 +1,180 @@
+"""One training step over a family's phases: differentiate, update, skip the non-finite, average.
+
+Everything here is a plain function of arrays that a test can call without jit.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from aigc_jax.family import Batch, Family, Phase
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a run is: saved whole, restored whole.
+
+    Attributes:
+      step: int32 scalar, steps done.
+      key: typed PRNG key of the run; never changes, each step folds its number in.
+      params, extra: as in `Family.init`.
+      opt: {player: optimizer state}.
+      ema: {player: averaged parameters} for the family's averaged players.
+      skipped: int32 scalar, updates left out because a gradient was not finite.
+      skipped_in_row: int32 scalar, consecutive steps with such an update.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    params: Any
+    extra: Any
+    opt: Any
+    ema: Any
+    skipped: jax.Array
+    skipped_in_row: jax.Array
+
+
+class Recipe(NamedTuple):
+    """What stays the same over a run.
+
+    Attributes:
+      family: the family.
+      optimizers: {player: optax transformation}.
+      ema_decay: step (int32 scalar, steps done before this one) -> EMA decay of this step.
+      prepare: (batch as loaded, key) -> batch as the losses see it: floats in [-1, 1], augmented.
+    """
+
+    family: Family
+    optimizers: Mapping[str, optax.GradientTransformation]
+    ema_decay: Callable[[jax.Array], jax.Array]
+    prepare: Callable[[Batch, jax.Array], Batch]
+
+
+def init_state(recipe: Recipe, key: jax.Array) -> TrainState:
+    """State at step 0 from one key."""
+    init_key, run_key = jax.random.split(key)
+    params, extra = recipe.family.init(init_key)
+    # Arrays of their own: a donated state must not hold one buffer twice.
+    ema = {p: jax.tree.map(jnp.copy, params[p]) for p in recipe.family.averaged}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=run_key,
+        params=params,
+        extra=extra,
+        opt={player: tx.init(params[player]) for player, tx in recipe.optimizers.items()},
+        ema=ema,
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_row=jnp.zeros((), jnp.int32),
+    )
+
+
+def active_phases(family: Family, step: int) -> tuple[int, ...]:
+    """Indices of the phases that run at `step`: static, so each distinct set is traced once."""
+    return tuple(i for i, phase in enumerate(family.phases) if step % phase.every == 0)
+
+
+def update(
+    phase: Phase,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[TrainState, dict[str, jax.Array], jax.Array]:
+    """Moves one player; returns state, metrics, and whether loss and gradients were finite.
+
+    If they were not, the state comes back as it was.
+    """
+    player = phase.player
+
+    def loss_of(own: Any) -> tuple[jax.Array, tuple[dict, Any]]:
+        return phase.loss({**state.params, player: own}, state.extra, batch, key)
+
+    (loss, (metrics, extra)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+        state.params[player]
+    )
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    updates, opt = optimizer.update(grads, state.opt[player], state.params[player])
+    params = optax.apply_updates(state.params[player], updates)
+
+    def keep(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+    state = state.replace(
+        params={**state.params, player: keep(params, state.params[player])},
+        extra=keep(extra, state.extra),
+        opt={**state.opt, player: keep(opt, state.opt[player])},
+    )
+    prefix = phase.name or player
+    metrics = {"loss": loss, "grad_norm": grad_norm} | metrics
+    return state, {f"{prefix}/{name}": value for name, value in metrics.items()}, finite
+
+
+def train_step(
+    recipe: Recipe, active: tuple[int, ...], state: TrainState, batch: Batch
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step: the active phases in order, then the EMA.
+
+    Args:
+      recipe: what stays the same over the run (static).
+      active: phase indices from `active_phases` (static).
+      state: the state; its `step` and `key` fix all randomness of the step.
+      batch: leaves [fresh, B, ...] as loaded.
+    """
+    family = recipe.family
+    key = jax.random.fold_in(state.key, state.step)
+    batches = [
+        recipe.prepare(
+            jax.tree.map(lambda x, j=j: x[j], batch),
+            jax.random.fold_in(key, len(family.phases) + j),
+        )
+        for j in range(family.fresh)
+    ]
+    metrics, all_finite, skipped = {}, jnp.bool_(True), state.skipped
+    for i in active:
+        phase = family.phases[i]
+        state, phase_metrics, finite = update(
+            phase,
+            recipe.optimizers[phase.player],
+            state,
+            batches[i % family.fresh],
+            jax.random.fold_in(key, i),
+        )
+        metrics |= phase_metrics
+        all_finite &= finite
+        skipped += 1 - finite.astype(jnp.int32)
+    decay = recipe.ema_decay(state.step)
+    ema = {
+        player: optax.incremental_update(state.params[player], average, 1 - decay)
+        for player, average in state.ema.items()
+    }
+    state = state.replace(
+        step=state.step + 1,
+        ema=ema,
+        skipped=skipped,
+        skipped_in_row=jnp.where(all_finite, 0, state.skipped_in_row + 1),
+    )
+    return state, metrics | {
+        "skipped": state.skipped,
+        "skipped_in_row": state.skipped_in_row,
+    }
+
+
+def ema_decay(
+    step: jax.Array, *, batch_size: int, half_life: float, ramp: float = 0.0
+) -> jax.Array:
+    """EMA decay from a half-life in images (EDM, Karras et al. 2022, appendix F).
+
+    Args:
+      step: steps done.
+      batch_size: global batch size.
+      half_life: images after which a weight counts half; 0 keeps no average (decay 0).
+      ramp: the half-life is at most `ramp` times the images seen so far; 0 switches this off.
+    """
+    seen = batch_size * (step + 1.0)
+    life = jnp.minimum(half_life, ramp * seen) if ramp else jnp.float32(half_life)
+    return jnp.where(life > 0, jnp.exp2(-batch_size / jnp.maximum(life, 1e-8)), 0.0)

@@ -1,0 +1,135 @@
+"""Weights from elsewhere and for elsewhere: other runs, and folders of Hugging Face diffusers."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from aigc_jax import build
+from aigc_jax.data.datasets import DataSpec
+from aigc_jax.family import Family
+from aigc_jax.networks import diffusers
+from aigc_jax.training import rundir, sharding
+from aigc_jax.training.checkpoint import Checkpoints
+from aigc_jax.training.loop import recipe
+from aigc_jax.training.step import TrainState
+
+# diffusers' words for ours, in its scheduler configs.
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+
+
+def read_spec(workdir: pathlib.Path) -> DataSpec:
+    """The data's spec that a run was trained for."""
+    spec = rundir.read(workdir, "spec.json")
+    return DataSpec(tuple(spec["image_shape"]), spec["num_classes"], spec["splits"])
+
+
+def restore(
+    workdir: pathlib.Path, config: Mapping[str, Any], family: Family, step: int | None = None
+) -> tuple[TrainState, int]:
+    """A run's newest good state, or that of `step`, on the devices at hand.
+
+    Raises:
+      FileNotFoundError: the folder holds no checkpoint.
+    """
+    mesh = sharding.make_mesh()
+    target = sharding.abstract_state(recipe(config, family), mesh, config["train"]["sharding"])
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no checkpoints in {workdir}: train first, or check --workdir")
+    checkpoints = Checkpoints(folder)
+    try:
+        restored = checkpoints.restore(target, step)
+    finally:
+        checkpoints.close()
+    if restored is None:
+        raise FileNotFoundError(f"no complete checkpoint in {folder}: train first")
+    return restored
+
+
+def load(folder: str | pathlib.Path, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """{player: parameters} of another run (its EMA where it has one) or a diffusers folder.
+
+    Raises:
+      FileNotFoundError: neither lies there.
+      ValueError: they do not fit the family's networks; the differences are named.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    if (folder / "checkpoints").is_dir():
+        theirs = rundir.read(folder, "config.json")
+        state, _ = restore(folder, theirs, build.build(theirs, read_spec(folder)))
+        params = {**state.params, **state.ema}
+    else:
+        found = diffusers.read(folder)
+        ours = config["network"]
+        differing = [
+            f"network.{key}: {ours[key]} here, {value} there"
+            for key, value in found.network.items()
+            if key in ours and _plain(ours[key]) != _plain(value) and key != "dropout"
+        ]
+        if differing:
+            raise ValueError(f"{folder} holds another network: " + "; ".join(differing))
+        params = {"net": found.params}
+    _check_fit(folder, params, jax.eval_shape(family.init, jax.random.key(0))[0])
+    return params
+
+
+def export(
+    folder: str | pathlib.Path, params: Mapping[str, Any], config: Mapping[str, Any], spec: DataSpec
+) -> None:
+    """Writes a diffusion model as a folder that diffusers' DDPMPipeline and DDIMPipeline load."""
+    if config["family"] != "diffusion":
+        raise ValueError(f"diffusers has no pipeline for family {config['family']!r}")
+    process, sampling = config["diffusion"], config["sampling"]
+    height, width, channels = spec.image_shape
+    if height != width:
+        raise ValueError(f"diffusers' pipelines draw square images, not {height}x{width}")
+    network = {k: v for k, v in dict(config["network"]).items() if k not in ("name", "dtype")}
+    network["out_channels"] = channels
+    network["num_classes"] = spec.num_classes if process["conditional"] else 0
+    diffusers.write(
+        folder,
+        jax.tree.map(np.asarray, sharding.fetch(params["net"])),
+        network=network,
+        image_size=height,
+        in_channels=channels,
+        scheduler={
+            "num_train_timesteps": process["timesteps"],
+            "beta_start": process["beta_min"],
+            "beta_end": process["beta_max"],
+            "beta_schedule": SCHEDULES[process["schedule"]],
+            "prediction_type": PREDICTIONS[process["prediction"]],
+            "variance_type": sampling["variance"],
+            "clip_sample": sampling["clip"],
+        },
+    )
+
+
+def _check_fit(folder: pathlib.Path, found: Mapping[str, Any], expected: Any) -> None:
+    """Raises ValueError where {player: parameters} lack, exceed or mis-shape those expected."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
+
+    for player, tree in found.items():
+        if player not in expected:
+            raise ValueError(f"{folder} has a player {player!r}; here are {', '.join(expected)}")
+        theirs, ours = shapes(tree), shapes(expected[player])
+        wrong = [
+            f"{name} is {theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here"
+            for name in sorted(theirs.keys() | ours.keys())
+            if theirs.get(name) != ours.get(name)
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise ValueError(
+                f"the weights in {folder} do not fit config.network: {'; '.join(wrong[:3])}{more}"
+            )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (tuple, list)) else value

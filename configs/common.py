@@ -1,0 +1,156 @@
+"""What several experiments share: the skeleton of a config, and named variants of it."""
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def ddpm() -> ConfigDict:
+    """A config with every key that a diffusion experiment has; numbers are Ho et al. 2020's."""
+    config = ConfigDict()
+    config.family = "diffusion"
+    config.seed = 0
+    config.init_from = ""  # a diffusers folder, or a run's, whose weights start this one
+    config.data = ConfigDict(
+        {
+            "name": "",  # "digits", "folder", or any image data set of TFDS
+            "data_dir": placeholder(str),  # of TFDS; None: $TFDS_DATA_DIR or ~/tensorflow_datasets
+            "path": placeholder(str),  # of "folder": a folder or .zip of images
+            "image_size": 0,  # 0: as they are
+            "crop": 0,  # side of a central square cut out first; 0: none
+            "in_memory": placeholder(bool),  # None: if it decodes to under 2 GiB
+            "on_corrupt": "raise",  # or "skip"
+            "train_split": "train",
+            "test_split": "test",
+        }
+    )
+    config.augment = ConfigDict({"flip": False, "shift": 0, "rotation": 0.0, "scale": 0.0})
+    config.network = ConfigDict(
+        {
+            "name": "unet",
+            "width": 128,
+            "multipliers": (1, 2, 2, 2),
+            "blocks": 2,
+            "attention": (16,),
+            "heads": 1,
+            "groups": 32,
+            "dropout": 0.1,
+            "dtype": "float32",
+        }
+    )
+    config.diffusion = ConfigDict(
+        {
+            "schedule": "linear",
+            "timesteps": 1000,
+            "beta_min": 1e-4,
+            "beta_max": 0.02,
+            "prediction": "eps",
+            "weighting": "simple",
+            "gamma": 5.0,  # of weighting "min_snr"
+            "conditional": False,
+            "label_dropout": 0.1,  # of conditional models
+        }
+    )
+    config.sampling = ConfigDict(
+        {
+            "sampler": "ancestral",
+            "steps": 1000,
+            "spacing": "leading",
+            "variance": "fixed_large",
+            "eta": 0.0,  # of sampler "ddim"
+            "clip": True,
+            "guidance": 1.0,
+        }
+    )
+    config.train = ConfigDict(
+        {
+            "batch_size": 128,  # global, as every number here
+            "steps": 800_000,
+            "sharding": "replicated",  # or "fsdp"
+            "max_skipped": 20,  # steps in a row with non-finite gradients before the run stops
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "name": "adam",
+            "learning_rate": 2e-4,
+            "schedule": "constant",
+            "warmup": 5000,
+            "decay_steps": config.train.get_ref("steps"),
+            "clip": 1.0,
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "momentum": 0.0,
+            "weight_decay": 0.0,
+        }
+    )
+    config.ema = ConfigDict({"half_life": half_life(0.9999, 128), "ramp": 0.0})  # in images
+    config.log = ConfigDict(
+        {"every": 100, "eval_every": 10_000, "sample_every": 10_000, "samples": 100}
+    )
+    config.checkpoint = ConfigDict({"every": 5000, "keep": 2, "best": "", "best_mode": "min"})
+    config.evaluation = ConfigDict({"examples": 0, "recognise": 0})  # 0: all examples; not done
+    config.published = ()  # rows (metric, value, source)
+    return config
+
+
+def half_life(decay: float, batch_size: int) -> float:
+    """Images after which a weight counts half in an EMA of `decay` a step."""
+    return batch_size * math.log(0.5) / math.log(decay)
+
+
+DDPM_VARIANTS = {
+    "cosine": {"diffusion.schedule": "cosine"},
+    "v": {"diffusion.prediction": "v"},
+    "x0": {"diffusion.prediction": "x0"},
+    "min_snr": {"diffusion.weighting": "min_snr"},
+    "conditional": {"diffusion.conditional": True},
+    "ddim50": {"sampling.sampler": "ddim", "sampling.steps": 50},
+    "bf16": {"network.dtype": "bfloat16"},
+    "fsdp": {"train.sharding": "fsdp"},
+}
+
+# Seconds on a CPU: one small network, a few steps, every part of the loop once.
+DDPM_SMOKE = {
+    "network.width": 8,
+    "network.multipliers": (1, 2),
+    "network.blocks": 1,
+    "network.attention": (),
+    "network.groups": 4,
+    "diffusion.timesteps": 20,
+    "sampling.steps": 4,
+    "train.batch_size": 16,
+    "train.steps": 4,
+    "optimizer.warmup": 2,
+    "log.every": 2,
+    "log.eval_every": 4,
+    "log.sample_every": 4,
+    "log.samples": 16,
+    "checkpoint.every": 2,
+    "evaluation.examples": 32,
+}
+
+
+def finish(
+    config: ConfigDict, variants: Mapping[str, Mapping[str, Any]], chosen: str
+) -> ConfigDict:
+    """Applies variants, "cosine+v", from left to right, and locks the config.
+
+    Raises:
+      LookupError: an unknown variant; it names the near misses.
+    """
+    for name in filter(None, chosen.split("+")):
+        if name not in variants:
+            near = difflib.get_close_matches(name, variants, n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            # No ValueError: config_flags would wrap it in a printed traceback.
+            raise LookupError(
+                f"unknown variant {name!r}: {hint}There are {', '.join(sorted(variants))}"
+            )
+        config.update_from_flattened_dict(variants[name])
+    return config.lock()

@@ -1,0 +1,39 @@
+"""DDPM on the embedded digits: a first run, minutes on two CPU cores, nothing downloaded.
+
+    python launch.py --config=configs/ddpm_digits.py
+
+scikit-learn's 1,797 handwritten digits, 8x8. Not published anywhere: it is here to be seen working.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+VARIANTS = common.DDPM_VARIANTS | {
+    "smoke": common.DDPM_SMOKE | {"sampling.steps": 20},
+}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The config, or variants of it joined by "+"."""
+    config = common.ddpm()
+    config.data.name = "digits"
+    config.network.update(
+        {
+            "width": 24,
+            "multipliers": (1, 2),
+            "blocks": 1,
+            "attention": (4,),
+            "groups": 8,
+            "dropout": 0.0,
+        }
+    )
+    config.diffusion.update({"schedule": "cosine"})
+    config.sampling.update({"steps": 100, "variance": "fixed_small"})
+    config.train.update({"batch_size": 64, "steps": 4000})
+    config.optimizer.update({"learning_rate": 1e-3, "warmup": 100, "schedule": "cosine"})
+    config.ema.update({"half_life": 20_000.0, "ramp": 0.1})
+    config.log.update({"eval_every": 1000, "sample_every": 1000})
+    config.checkpoint.update({"every": 1000, "best": "test/loss"})
+    config.evaluation.recognise = 500
+    return common.finish(config, VARIANTS, variant)

@@ -1,0 +1,33 @@
+"""DDPM on MNIST, 28x28: half an hour on two CPU cores for digits that a person reads.
+
+    python launch.py --config=configs/ddpm_mnist.py --config.data.data_dir=DIR
+    python launch.py --config=configs/ddpm_mnist.py:conditional
+
+MNIST has no published DDPM score under one protocol; docs/results.md has what we measured.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+VARIANTS = common.DDPM_VARIANTS | {"smoke": common.DDPM_SMOKE}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The config, or variants of it joined by "+"."""
+    config = common.ddpm()
+    config.data.name = "mnist"
+    # 28 halves twice: 28, 14, 7.
+    config.network.update(
+        {"width": 32, "multipliers": (1, 2, 2), "blocks": 1, "attention": (7,), "groups": 8}
+    )
+    config.network.dropout = 0.0
+    config.diffusion.schedule = "cosine"
+    config.sampling.update({"sampler": "ddim", "steps": 50})
+    config.train.update({"batch_size": 64, "steps": 10_000})
+    config.optimizer.update({"learning_rate": 1e-3, "warmup": 200, "schedule": "cosine"})
+    config.ema.update({"half_life": 50_000.0, "ramp": 0.1})
+    config.log.update({"eval_every": 2500, "sample_every": 1000})
+    config.checkpoint.update({"every": 1000, "best": "test/loss"})
+    config.evaluation.examples = 2000
+    return common.finish(config, VARIANTS, variant)

@@ -1,0 +1,134 @@
+"""One command an experiment.
+
+    python launch.py --config=configs/ddpm_digits.py
+    python launch.py --config=configs/ddpm_cifar.py:cosine+v --config.network.width=64
+    python launch.py --mode=sample --workdir=runs/ddpm_digits --num=100
+    python launch.py --mode=export --workdir=runs/ddpm_digits --output=exported
+
+Training again in the same --workdir resumes; the other modes need only --workdir.
+"""
+
+import difflib
+import os
+import pathlib
+import sys
+import traceback
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment: configs/NAME.py, or configs/NAME.py:variant+variant."
+)
+MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "export"], "What to do.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/NAME[-variant].")
+STEP = flags.DEFINE_integer("step", None, "Checkpoint to take; default: the newest.")
+OUTPUT = flags.DEFINE_string("output", None, "sample, export: folder to write to.")
+
+NUM = flags.DEFINE_integer("num", 64, "sample: how many images.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "sample: sample i depends on (seed, i) only.")
+LABELS = flags.DEFINE_list("labels", None, "sample: classes to draw, in turn, such as 3,7.")
+SAMPLER = flags.DEFINE_string("sampler", None, "sample: ancestral or ddim.")
+STEPS = flags.DEFINE_integer("steps", None, "sample: steps of the sampler.", lower_bound=1)
+GUIDANCE = flags.DEFINE_float("guidance", None, "sample: strength of the label; 1 is plain.")
+BATCH = flags.DEFINE_integer("batch", 64, "sample: images at a time.", lower_bound=1)
+RAW = flags.DEFINE_bool("raw", False, "sample: the parameters themselves, not their EMA.")
+SAVE = flags.DEFINE_enum("save", "", ["", "png", "npz"], "sample: also every image.")
+FRAMES = flags.DEFINE_integer("frames", 0, "sample: also a strip of so many frames.")
+GIF = flags.DEFINE_bool("gif", False, "sample: the frames as an animation.")
+
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Several hosts, found by the cluster.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: host:port of the first.")
+PROCESSES = flags.DEFINE_integer("processes", None, "Several hosts: how many processes.")
+PROCESS = flags.DEFINE_integer("process", None, "Several hosts: number of this one.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the mode."""
+    if len(argv) > 1:
+        raise ValueError(f"what is {argv[1]!r}? Settings are given as --name=value")
+    config = CONFIG.value
+    if config is None and (MODE.value == "train" or WORKDIR.value is None):
+        raise ValueError("name the experiment, as in --config=configs/ddpm_digits.py")
+    workdir = pathlib.Path(WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
+
+    import jax
+
+    logging.set_verbosity(logging.WARNING)  # absl.app turns on what libraries tell each other
+    if DISTRIBUTED.value or COORDINATOR.value:
+        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    from aigc_jax import experiment
+
+    if MODE.value == "train":
+        experiment.train(config, workdir)
+    elif MODE.value == "sample":
+        experiment.sample(
+            workdir,
+            config,
+            count=NUM.value,
+            seed=SEED.value,
+            labels=[int(label) for label in LABELS.value] if LABELS.value else None,
+            settings={
+                "sampler": SAMPLER.value,
+                "steps": STEPS.value,
+                "guidance": GUIDANCE.value,
+            },
+            batch_size=BATCH.value,
+            step=STEP.value,
+            raw=RAW.value,
+            frames=FRAMES.value,
+            gif=GIF.value,
+            save=SAVE.value,
+            output=OUTPUT.value,
+        )
+    else:
+        output = OUTPUT.value or workdir / "diffusers"
+        experiment.export(workdir, output, config, step=STEP.value)
+
+
+def default_workdir(config_file: str) -> str:
+    """configs/NAME.py:variant -> runs/NAME-variant."""
+    name, _, variant = pathlib.Path(config_file).name.partition(":")
+    return os.path.join("runs", name.removesuffix(".py") + (f"-{variant}" if variant else ""))
+
+
+def parse(argv: list[str]) -> list[str]:
+    """absl's parsing, with every mistake in a flag or a config as a one-line error."""
+    try:
+        rest = flags.FLAGS(argv)
+        if CONFIG.value is not None:
+            _ = CONFIG.value.family  # a file that failed to load says so only when it is read
+        return rest
+    except (AttributeError, KeyError) as error:  # an unknown key; ml_collections quotes twice
+        wrong, _, hint = str(error).strip("\"'").replace("\\'", "").partition("\\n")
+        message = f"the config has no key {wrong}. {hint}"
+    except OSError:
+        message = missing_config(flags.FLAGS["config"].config_filename.partition(":")[0])
+    except (flags.Error, LookupError, TypeError, ValueError) as error:
+        message = str(error)
+    raise SystemExit(f"launch.py: {message}")
+
+
+def missing_config(path: str) -> str:
+    """What to say of a config file that is not there."""
+    have = sorted(p.stem for p in (HERE / "configs").glob("[a-z]*.py") if p.stem != "common")
+    near = difflib.get_close_matches(pathlib.Path(path).stem, have) or have
+    return f"no config file {path}; configs/ has {', '.join(near)}"
+
+
+def run(argv: list[str]) -> None:
+    """`main`, with the errors that we raise on purpose in one line instead of a traceback."""
+    try:
+        main(argv)
+    except (ValueError, RuntimeError, OSError) as error:
+        raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+        if HERE not in raised_in.parents or "site-packages" in raised_in.parts:
+            raise
+        raise SystemExit(f"launch.py: {error}") from None
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(HERE))  # configs import each other
+    app.run(run, flags_parser=parse)

@@ -1,0 +1,39 @@
+"""Eight virtual CPU devices, no silent broadcasting, a compilation cache that outlives a run."""
+
+import os
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Before jax is imported: these are read once.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the oracles are packages, never downloads
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = pathlib.Path(os.environ.get("AIGC_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared_tfds() -> str:
+    """The folder of real data prepared by TFDS; tests that need it skip where it is absent."""
+    folder = SHARED / "data" / "tfds"
+    if not folder.is_dir():
+        pytest.skip(f"no prepared TFDS data at {folder} (set AIGC_SHARED)")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def celeba_zip() -> str:
+    """5,000 CelebA faces, 89x109, as one zip of JPEGs."""
+    path = SHARED / "data" / "images" / "celeba5k.zip"
+    if not path.is_file():
+        pytest.skip(f"no {path} (set AIGC_SHARED)")
+    return str(path)
