@@ -26,23 +26,21 @@ def grid(images: np.ndarray, columns: int = 0, enlarge_to: int = 64) -> Image.Im
     Args:
       images: C is 1 (greyscale) or 3.
       columns: images a row; 0 makes the grid about square.
-      enlarge_to: images smaller than this are enlarged by a whole factor, pixels staying pixels, so
-        that 8x8 digits can be looked at.
+      enlarge_to: images smaller than this are enlarged by a whole factor, smoothly: an eye reads an
+        8x8 digit by its strokes, not by its pixels.
     """
     n, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     factor = max(1, enlarge_to // max(height, width))
-    pixels = to_uint8(images).repeat(factor, axis=1).repeat(factor, axis=2)
     height, width, gap = height * factor, width * factor, 2
-    sheet = np.full(
-        (rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 128, np.uint8
-    )
-    for i, image in enumerate(pixels):
-        top = gap + (i // columns) * (height + gap)
-        left = gap + (i % columns) * (width + gap)
-        sheet[top : top + height, left : left + width] = image
-    return Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+    size = (columns * (width + gap) + gap, rows * (height + gap) + gap)
+    sheet = Image.new("L" if channels == 1 else "RGB", size, 128 if channels == 1 else (128,) * 3)
+    for i, pixels in enumerate(to_uint8(images)):
+        image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+        place = (gap + i % columns * (width + gap), gap + i // columns * (height + gap))
+        sheet.paste(image.resize((width, height), Image.Resampling.BICUBIC), place)
+    return sheet
 
 
 def save_image(image: Image.Image, path: pathlib.Path) -> None:

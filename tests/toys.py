@@ -1,0 +1,304 @@
+"""Families that compile at once, their data and configs, and a run of them as a process of its own.
+
+    python tests/toys.py FAMILY WORKDIR [key=value ...]
+
+trains a toy there; `die=...` and `limit=...` break it in the ways of `broken`.
+"""
+
+import json
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    sys.modules["torch"] = None  # tensorboardX would spend two seconds on importing it
+    import tensorboardX  # noqa: F401
+
+    del sys.modules["torch"]
+
+from aigc_jax.data.datasets import Dataset, DataSpec  # noqa: E402
+from aigc_jax.data.sources import ArraySource  # noqa: E402
+from aigc_jax.family import Family, Phase  # noqa: E402
+from aigc_jax.training import loop, rundir, sharding  # noqa: E402
+from aigc_jax.training.checkpoint import Checkpoints  # noqa: E402
+
+SIDE, WIDTH, LATENT, CLASSES = 4, 8, 8, 2
+PIXELS = SIDE * SIDE
+
+
+def dense(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
+    kernel = jax.random.normal(key, (inputs, outputs)) / inputs**0.5
+    return {"kernel": kernel, "bias": jnp.zeros((outputs,))}
+
+
+def mlp(key: jax.Array, *sizes: int) -> list[dict[str, jax.Array]]:
+    keys = jax.random.split(key, len(sizes))
+    return [dense(k, a, b) for k, a, b in zip(keys, sizes, sizes[1:], strict=False)]
+
+
+def apply(layers: Any, x: jax.Array) -> jax.Array:
+    for i, layer in enumerate(layers):
+        x = x @ layer["kernel"] + layer["bias"][None]
+        x = jnp.tanh(x) if i < len(layers) - 1 else x
+    return x
+
+
+def flat(batch: Mapping[str, jax.Array]) -> jax.Array:
+    return batch["image"].reshape(-1, PIXELS)
+
+
+def moved(extra: Any, name: str, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """`extra` with its running mean `name` moved towards the batch's, as BatchNorm does."""
+    return {**extra, name: 0.9 * extra[name] + 0.1 * flat(batch).mean(0)}
+
+
+def from_noise(player: str) -> Any:
+    """A sampler that decodes normal noise, shifted by the label, with one player."""
+
+    def one(params: Any, extra: Any, key: jax.Array, cond: Any) -> jax.Array:
+        z = jax.random.normal(key, (1, LATENT)) + cond.get("label", 0)
+        image = jnp.tanh(apply(params[player], z) + extra["mean"][None])
+        return image.reshape(SIDE, SIDE, 1)
+
+    return jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0)))
+
+
+def one_player(poison: float = 0.0) -> Family:
+    """A decoder of noise towards the data's mean: one phase, statistics in `extra`.
+
+    Batches whose first pixel is above `poison` (if that is not 0) give an infinite loss.
+    """
+
+    def init(key: jax.Array) -> tuple[Any, Any]:
+        return {"net": mlp(key, LATENT, WIDTH, PIXELS)}, {"mean": jnp.zeros((PIXELS,))}
+
+    def error(params: Any, extra: Any, batch: Any, key: jax.Array) -> jax.Array:
+        z = jax.random.normal(key, (batch["image"].shape[0], LATENT))
+        return jnp.square(apply(params["net"], z) + extra["mean"][None] - flat(batch)).mean(1)
+
+    def loss(params: Any, extra: Any, batch: Any, key: jax.Array) -> Any:
+        value = error(params, extra, batch, key).mean()
+        if poison:
+            value = jnp.where(batch["image"][0, 0, 0, 0] > poison, jnp.inf, value)
+        return value, ({"error": value}, moved(extra, "mean", batch))
+
+    def evaluate(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
+        return {"error": error(params, extra, batch, key)}
+
+    return Family(init, (Phase("net", loss),), from_noise("net"), evaluate, ("net",))
+
+
+def two_players() -> Family:
+    """Two critics on fresh reals, a lazy penalty, and a generator: all that the step can do."""
+
+    def init(key: jax.Array) -> tuple[Any, Any]:
+        keys = jax.random.split(key)
+        params = {
+            "generator": mlp(keys[0], LATENT, WIDTH, PIXELS),
+            "discriminator": mlp(keys[1], PIXELS, WIDTH, 1),
+        }
+        return params, {"mean": jnp.zeros((PIXELS,)), "real": jnp.zeros((PIXELS,))}
+
+    def fakes(params: Any, extra: Any, batch: Any, key: jax.Array) -> jax.Array:
+        z = jax.random.normal(key, (batch["image"].shape[0], LATENT))
+        return jnp.tanh(apply(params["generator"], z) + extra["mean"][None])
+
+    def critic(params: Any, extra: Any, batch: Any, key: jax.Array) -> Any:
+        real = apply(params["discriminator"], flat(batch))
+        fake = apply(params["discriminator"], fakes(params, extra, batch, key))
+        loss = (jax.nn.softplus(-real) + jax.nn.softplus(fake)).mean()
+        return loss, ({"seen": batch["image"].mean()}, moved(extra, "real", batch))
+
+    def penalty(params: Any, extra: Any, batch: Any, key: jax.Array) -> Any:
+        def logit(x: jax.Array) -> jax.Array:
+            return apply(params["discriminator"], x[None])[0, 0]
+
+        grads = jax.vmap(jax.grad(logit))(flat(batch))
+        return jnp.square(grads).sum(1).mean(), ({}, extra)
+
+    def generator(params: Any, extra: Any, batch: Any, key: jax.Array) -> Any:
+        fake = apply(params["discriminator"], fakes(params, extra, batch, key))
+        return jax.nn.softplus(-fake).mean(), ({}, moved(extra, "mean", batch))
+
+    def evaluate(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
+        return {"error": apply(params["discriminator"], flat(batch))[:, 0]}
+
+    phases = (
+        Phase("discriminator", critic, name="critic0"),
+        Phase("discriminator", critic, name="critic1"),
+        Phase("discriminator", penalty, every=4, name="r1"),
+        Phase("generator", generator),
+    )
+    return Family(init, phases, from_noise("generator"), evaluate, ("generator",), fresh=2)
+
+
+FAMILIES = {"one": one_player, "two": two_players}
+
+
+def dataset(rows: int = 64) -> Dataset:
+    """Random images of two classes."""
+    rng = np.random.default_rng(0)
+
+    def source(n: int) -> ArraySource:
+        images = rng.integers(0, 256, (n, SIDE, SIDE, 1), np.uint8)
+        return ArraySource(images, np.arange(n, dtype=np.int32) % CLASSES)
+
+    sources = {"train": source(rows), "test": source(20)}
+    spec = DataSpec((SIDE, SIDE, 1), CLASSES, {k: len(v) for k, v in sources.items()})
+    return Dataset(spec, sources)
+
+
+def optimizer(name: str = "sgd", **changes: Any) -> dict[str, Any]:
+    setting = {"name": name, "learning_rate": 0.05, "schedule": "constant", "warmup": 0}
+    return setting | {"decay_steps": 0} | changes
+
+
+def config(family: str = "one", changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A toy's config; `changes` is flat: {"train.steps": 3}."""
+    nested: dict[str, Any] = {
+        "family": family,
+        "seed": 0,
+        "data": {"train_split": "train", "test_split": "test"},
+        "augment": {"flip": True, "shift": 0, "rotation": 0.0, "scale": 0.0},
+        "train": {"batch_size": 16, "steps": 6, "sharding": "replicated", "max_skipped": 3},
+        "optimizer": optimizer("adam"),
+        "ema": {"half_life": 64.0, "ramp": 0.0},
+        "log": {"every": 1, "eval_every": 3, "sample_every": 3, "samples": 6},
+        "checkpoint": {"every": 2, "keep": 2, "best": "test/error", "best_mode": "min"},
+        "evaluation": {"examples": 0},
+        "sampling": {"steps": 10},
+    }
+    if family == "two":
+        nested["optimizer"] = {"generator": optimizer("adam"), "discriminator": optimizer("sgd")}
+    for key, value in (changes or {}).items():
+        *path, last = key.split(".")
+        inner = nested
+        for name in path:
+            inner = inner[name]
+        inner[last] = value
+    return nested
+
+
+def train(
+    workdir: pathlib.Path, family: str = "one", changes: Mapping[str, Any] | None = None, **more: Any
+) -> Any:
+    """`loop.train` of a toy."""
+    return loop.train(config(family, changes), workdir, FAMILIES[family](), dataset(), **more)
+
+
+def target(family: str = "one", mode: str = "replicated", devices: int = 8) -> Any:
+    """What a restore of a toy's state aims at."""
+    plan = loop.recipe(config(family), FAMILIES[family]())
+    return sharding.abstract_state(plan, sharding.make_mesh(jax.devices()[:devices]), mode)
+
+
+def arrays(tree: Any) -> list[np.ndarray]:
+    """Every leaf on the host, keys as their bits."""
+
+    def of(leaf: jax.Array) -> np.ndarray:
+        typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if typed else leaf)
+
+    return [of(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two trees are equal to the last bit."""
+    pairs = zip(arrays(a), arrays(b), strict=True)
+    return all(x.dtype == y.dtype and x.tobytes() == y.tobytes() for x, y in pairs)
+
+
+def rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl without the times."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines
+    ]
+
+
+def saved(workdir: pathlib.Path, step: int, family: str = "one") -> Any:
+    """The state that a checkpoint holds."""
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        return checkpoints.restore(target(family), step)[0]
+    finally:
+        checkpoints.close()
+
+
+def environment(devices: int = 8) -> dict[str, str]:
+    """Of a child process."""
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
+
+
+def run(*arguments: str, devices: int = 8) -> subprocess.CompletedProcess:
+    """A toy's run in a process of its own."""
+    command = [sys.executable, str(ROOT / "tests" / "toys.py"), *arguments]
+    return subprocess.run(
+        command, env=environment(devices), capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def broken(die: str, limit: int) -> None:
+    """Makes this process fail on purpose.
+
+    Args:
+      die: "step:N" kills it when step N has run, "save:N" within the save of step N, just before
+        its folder gets its final name, "saved:N" just after.
+      limit: from the first complete checkpoint on, no file grows beyond this many bytes.
+    """
+    when, _, step = die.partition(":")
+    kill = partial(os.kill, os.getpid(), signal.SIGKILL)
+    complete, rename = None, os.rename
+
+    def patched(source: Any, destination: Any, **more: Any) -> None:
+        nonlocal complete
+        name = pathlib.Path(destination).name
+        ours = pathlib.Path(destination).parent.name == "checkpoints" and name.isdigit()
+        if ours and when == "save" and int(name) == int(step):
+            kill()
+        rename(source, destination, **more)
+        if ours and when == "saved" and int(name) == int(step):
+            kill()
+        if ours and limit and complete is None:
+            complete = int(name)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    os.rename = patched
+    if when == "step":
+        add = loop._Meter.add
+
+        def counted(meter: Any, done: int, metrics: Any) -> None:
+            add(meter, done, metrics)
+            if done == int(step):
+                meter._checkpoints.wait()  # so that the last save is whole
+                kill()
+
+        loop._Meter.add = counted
+
+
+def main(family: str, workdir: str, *settings: str) -> None:
+    changes = dict(s.partition("=")[::2] for s in settings)
+    changes = {k: v if k == "die" else json.loads(v) for k, v in changes.items()}
+    broken(changes.pop("die", ""), changes.pop("limit", 0))
+    process = changes.pop("process", None)
+    if process is not None:
+        jax.distributed.initialize(f"127.0.0.1:{changes.pop('port')}", 2, process)
+    state = train(pathlib.Path(workdir), family, changes)
+    print("last step", int(state.step), rundir.read(pathlib.Path(workdir), "config.json")["seed"])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
