@@ -36,7 +36,7 @@ GUIDANCE = flags.DEFINE_float("guidance", None, "sample: strength of the label; 
 BATCH = flags.DEFINE_integer("batch", 64, "sample: images at a time.", lower_bound=1)
 RAW = flags.DEFINE_bool("raw", False, "sample: the parameters themselves, not their EMA.")
 SAVE = flags.DEFINE_enum("save", "", ["", "png", "npz"], "sample: also every image.")
-FRAMES = flags.DEFINE_integer("frames", 0, "sample: also a strip of so many frames.")
+FRAMES = flags.DEFINE_integer("frames", 0, "sample: also a strip of so many.", lower_bound=0)
 GIF = flags.DEFINE_bool("gif", False, "sample: the frames as an animation.")
 
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Several hosts, found by the cluster.")
@@ -54,6 +54,8 @@ def main(argv: list[str]) -> None:
         raise ValueError("name the experiment, as in --config=configs/ddpm_digits.py")
     workdir = pathlib.Path(WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
 
+    # A second start, and --mode=sample, find what the first one compiled.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HERE / ".cache" / "jax"))
     import jax
 
     logging.set_verbosity(logging.WARNING)  # absl.app turns on what libraries tell each other
@@ -69,7 +71,7 @@ def main(argv: list[str]) -> None:
             config,
             count=NUM.value,
             seed=SEED.value,
-            labels=[int(label) for label in LABELS.value] if LABELS.value else None,
+            labels=as_labels(LABELS.value),
             settings={
                 "sampler": SAMPLER.value,
                 "steps": STEPS.value,
@@ -86,6 +88,14 @@ def main(argv: list[str]) -> None:
     else:
         output = OUTPUT.value or workdir / "diffusers"
         experiment.export(workdir, output, config, step=STEP.value)
+
+
+def as_labels(words: list[str] | None) -> list[int] | None:
+    """["3", "7"] -> [3, 7]; None without any."""
+    try:
+        return [int(word) for word in words] if words else None
+    except ValueError:
+        raise ValueError(f"--labels are numbers such as 3,7, not {','.join(words)}") from None
 
 
 def default_workdir(config_file: str) -> str:

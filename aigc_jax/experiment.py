@@ -24,6 +24,8 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Any:
     splits = dict.fromkeys((data.pop("train_split"), data.pop("test_split")))
     dataset = datasets.load(**data, splits=tuple(splits))
     family = build.build(config, dataset.spec)
+    if config["evaluation"]["recognise"] and not dataset.spec.num_classes:
+        raise ValueError("evaluation.recognise needs data with labels; this data set has none")
     initial = config["init_from"]
     state = loop.train(
         config,
@@ -55,7 +57,6 @@ def recognition(
         labels=range(classes),
         batch_size=config["train"]["batch_size"],
     )
-    asked = config["family"] != "diffusion" or config["diffusion"]["conditional"]
 
     def real(split: str) -> tuple[np.ndarray, np.ndarray]:
         rows = dataset.sources[split].fetch(np.arange(dataset.spec.splits[split]))
@@ -65,7 +66,7 @@ def recognition(
         np.concatenate(list(batches)),
         real(config["data"]["train_split"]),
         real(config["data"]["test_split"]),
-        labels=labels if asked else None,
+        labels=labels if _classes(config, dataset.spec) else None,
     )
 
 
@@ -87,6 +88,7 @@ def load(
     workdir = pathlib.Path(workdir)
     if config is not None and config["init_from"] and not (workdir / "config.json").exists():
         spec = _spec_without_run(config)
+        weights.check_process(config["init_from"], config)
         family = build.build(config, spec)
         params = weights.load(config["init_from"], config, family)
         mesh = sharding.make_mesh()
@@ -140,15 +142,18 @@ def sample(
         raise ValueError(f"the number of samples must be at least 1, not {count}")
     if save not in ("", "png", "npz"):
         raise ValueError(f"save is 'png', 'npz' or nothing, not {save!r}")
+    if frames < 0 or (gif and not frames):
+        raise ValueError(f"an animation needs a number of frames, such as 20, not {frames}")
     if config is None:
         config = rundir.read(workdir, "config.json")
     config = rundir.as_dict(config)
     config["sampling"] |= {k: v for k, v in (settings or {}).items() if v is not None}
     config, spec, family, params, extra, step = load(workdir, config, step=step, raw=raw)
+    classes = _classes(config, spec)
     if labels is not None:
-        _check_labels(labels, spec)
-    elif spec.num_classes:
-        labels = range(spec.num_classes)
+        _check_labels(labels, classes)
+    elif classes:
+        labels = range(classes)
     if frames and family.trajectory is None:
         raise ValueError(f"family {config['family']!r} has no frames to show")
 
@@ -158,14 +163,14 @@ def sample(
         seed=seed, count=count, labels=labels, batch_size=batch_size,
     )  # fmt: skip
     images = []
-    with tqdm(total=count, unit="img", desc="sampling") as bar:
+    with tqdm(total=count, unit="img", desc="sampling", disable=None) as bar:
         for batch in drawn:
             images.append(to_uint8(batch))  # bytes, so that 50,000 samples fit
             bar.update(len(batch))
     images = np.concatenate(images)
     folder = pathlib.Path(output) if output else workdir / "generated"
     name = f"step{step:08d}-seed{seed}-n{count}{'-raw' if raw else ''}"
-    columns = loop.columns(min(count, 400), spec.num_classes)
+    columns = loop.columns(min(count, 400), classes)
     floats = images[:400].astype(np.float32) / 127.5 - 1  # a larger grid is no picture
     path = folder / f"{name}.png"
     save_image(grid(floats, columns=columns), path)
@@ -225,16 +230,25 @@ def _write_frames(
     print(f"how they came to be: {path}", flush=True)
 
 
-def _check_labels(labels: Sequence[int], spec: datasets.DataSpec) -> None:
-    wrong = [label for label in labels if not 0 <= label < spec.num_classes]
-    if not spec.num_classes:
-        raise ValueError("labels were asked for, but the model's data set has none")
+def _classes(config: Mapping[str, Any], spec: datasets.DataSpec) -> int:
+    """How many classes a model can be asked for; 0 for one that takes no label."""
+    unconditional = config["family"] == "diffusion" and not config["diffusion"]["conditional"]
+    return 0 if unconditional else spec.num_classes
+
+
+def _check_labels(labels: Sequence[int], classes: int) -> None:
+    if not classes:
+        raise ValueError("labels were asked for, but this model was trained without them")
+    wrong = [label for label in labels if not 0 <= label < classes]
     if wrong:
-        raise ValueError(f"labels {wrong} are not in 0..{spec.num_classes - 1}")
+        raise ValueError(f"labels {wrong} are not in 0..{classes - 1}")
 
 
 def _spec_without_run(config: Mapping[str, Any]) -> datasets.DataSpec:
-    """The spec of foreign weights: they say their image size, the rest is as in the config."""
-    found = weights.diffusers.read(config["init_from"])
-    size, classes = found.image_size, found.network.get("num_classes", 0)
+    """The spec of the weights that `config.init_from` names."""
+    folder = pathlib.Path(config["init_from"]).expanduser()
+    if weights.is_run(folder):
+        return weights.read_spec(folder)
+    found = weights.diffusers.read(folder)
+    size, classes = found.image_size, found.network["num_classes"]
     return datasets.DataSpec((size, size, found.in_channels), classes, {})

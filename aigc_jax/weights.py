@@ -21,6 +21,11 @@ SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "sq
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
+def is_run(folder: pathlib.Path) -> bool:
+    """Whether a folder is a run of ours."""
+    return (folder / "checkpoints").is_dir()
+
+
 def read_spec(workdir: pathlib.Path) -> DataSpec:
     """The data's spec that a run was trained for."""
     spec = rundir.read(workdir, "spec.json")
@@ -58,23 +63,46 @@ def load(folder: str | pathlib.Path, config: Mapping[str, Any], family: Family) 
       ValueError: they do not fit the family's networks; the differences are named.
     """
     folder = pathlib.Path(folder).expanduser()
-    if (folder / "checkpoints").is_dir():
+    if is_run(folder):
         theirs = rundir.read(folder, "config.json")
         state, _ = restore(folder, theirs, build.build(theirs, read_spec(folder)))
         params = {**state.params, **state.ema}
     else:
         found = diffusers.read(folder)
-        ours = config["network"]
+        ours = _effective(config["network"], found.image_size)
         differing = [
             f"network.{key}: {ours[key]} here, {value} there"
-            for key, value in found.network.items()
-            if key in ours and _plain(ours[key]) != _plain(value) and key != "dropout"
+            for key, value in _effective(found.network, found.image_size).items()
+            if key in ours and ours[key] != value and key != "dropout"
         ]
         if differing:
             raise ValueError(f"{folder} holds another network: " + "; ".join(differing))
         params = {"net": found.params}
     _check_fit(folder, params, jax.eval_shape(family.init, jax.random.key(0))[0])
     return params
+
+
+def check_process(folder: str | pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Raises ValueError where weights were trained for another diffusion: samples would be noise.
+
+    A diffusers folder without a scheduler says nothing about it.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    if is_run(folder):
+        theirs = rundir.read(folder, "config.json").get("diffusion", {})
+    else:
+        theirs = _process_of(diffusers.read(folder).scheduler)
+    ours = config["diffusion"]
+    keys = ["timesteps", "schedule", "prediction"]
+    if ours["schedule"] != "cosine":  # which has no ends to choose
+        keys += ["beta_min", "beta_max"]
+    differing = [
+        f"diffusion.{key}: {ours[key]} here, {theirs[key]} there"
+        for key in keys
+        if key in theirs and ours[key] != theirs[key]
+    ]
+    if differing:
+        raise ValueError(f"{folder} holds weights of another diffusion: {'; '.join(differing)}")
 
 
 def export(
@@ -84,6 +112,7 @@ def export(
     if config["family"] != "diffusion":
         raise ValueError(f"diffusers has no pipeline for family {config['family']!r}")
     process, sampling = config["diffusion"], config["sampling"]
+    spacing = sampling["spacing"]  # diffusers has no "quadratic"
     height, width, channels = spec.image_shape
     if height != width:
         raise ValueError(f"diffusers' pipelines draw square images, not {height}x{width}")
@@ -104,6 +133,7 @@ def export(
             "prediction_type": PREDICTIONS[process["prediction"]],
             "variance_type": sampling["variance"],
             "clip_sample": sampling["clip"],
+            **({"timestep_spacing": spacing} if spacing != "quadratic" else {}),
         },
     )
 
@@ -131,5 +161,29 @@ def _check_fit(folder: pathlib.Path, found: Mapping[str, Any], expected: Any) ->
             )
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (tuple, list)) else value
+def _process_of(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler_config.json in our words, with DDPMScheduler's values where it is silent."""
+    if not scheduler:
+        return {}
+    schedule = scheduler.get("beta_schedule", "linear")
+    prediction = scheduler.get("prediction_type", "epsilon")
+    return {
+        "timesteps": scheduler.get("num_train_timesteps", 1000),
+        "schedule": {word: ours for ours, word in SCHEDULES.items()}.get(schedule, schedule),
+        "prediction": {word: ours for ours, word in PREDICTIONS.items()}.get(
+            prediction, prediction
+        ),
+        "beta_min": scheduler.get("beta_start", 1e-4),
+        "beta_max": scheduler.get("beta_end", 0.02),
+    }
+
+
+def _effective(network: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """A UNet's arguments such that equal networks have equal ones."""
+    heights = [image_size >> i for i in range(len(network["multipliers"]))]
+    return {
+        **network,
+        "multipliers": list(network["multipliers"]),
+        "attention": [height for height in heights if height in network["attention"]],
+        "groups": min(network["groups"], network["width"]),
+    }

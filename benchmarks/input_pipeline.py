@@ -1,15 +1,24 @@
-"""Images a second that the loader delivers by itself, for CIFAR-10 in memory and streamed.
+"""What data cost: the loader's images a second by itself, and the training loop's share of waiting.
 
-python benchmarks/input_pipeline.py [--data_dir=DIR] [--batch_size=128] [--seconds=5]
+    PYTHONPATH=. python benchmarks/input_pipeline.py [--data_dir=DIR] [--seconds=5] [--width=16]
+
+CIFAR-10, in memory and streamed. The loop is that of configs/ddpm_cifar.py with a UNet of `width`:
+the paper's 128 hides any loader on a CPU, so a narrow one is the harder question. Needs no options
+where TFDS has cifar10 prepared.
 """
 
 import argparse
+import json
 import os
 import pathlib
 import platform
+import tempfile
 import time
 
+from aigc_jax import build
 from aigc_jax.data import datasets, loader
+from aigc_jax.training import loop
+from configs import ddpm_cifar
 
 
 def images_per_second(
@@ -28,6 +37,23 @@ def images_per_second(
     return rate
 
 
+def share_waiting(dataset: datasets.Dataset, width: int, batch_size: int) -> tuple[float, float]:
+    """Share of the loop's time spent waiting for batches, and its images a second."""
+    config = ddpm_cifar.get_config()
+    quiet = {"eval_every": 0, "sample_every": 0, "every": 10}
+    with config.unlocked():
+        config.network.width, config.network.dropout = width, 0.0
+        config.network.groups = 8
+        config.log.update(quiet)
+        config.train.update({"batch_size": batch_size, "steps": 30})
+    family = build.build(config, dataset.spec)
+    with tempfile.TemporaryDirectory() as folder:
+        loop.train(config, folder, family, dataset)
+        rows = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(rows[-1])  # compilation fell into the first row
+    return last["time/data_wait"], last["time/images_per_second"]
+
+
 def machine() -> str:
     """The processor's name and how many of its cores this process may use."""
     info = pathlib.Path("/proc/cpuinfo")
@@ -37,25 +63,32 @@ def machine() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", help="where TFDS keeps cifar10")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=5.0, help="to measure each row for")
+    parser.add_argument("--width", type=int, default=16, help="of the loop's UNet")
     options = parser.parse_args()
 
-    print(f"CIFAR-10, batches of {options.batch_size}, {machine()}")
-    print(f"{'source':<12}{'threads':>8}{'images/s':>12}{'opened in':>12}")
+    rows = []
     for title, in_memory in (("in memory", True), ("streamed", False)):
         began = time.perf_counter()
-        dataset = datasets.load(
-            "cifar10", data_dir=options.data_dir, in_memory=in_memory, splits=["train"]
-        )
+        dataset = datasets.load("cifar10", data_dir=options.data_dir, in_memory=in_memory)
         opened = time.perf_counter() - began
-        for num_threads in (1, 8):
-            rate = images_per_second(
-                dataset.sources["train"], options.batch_size, options.seconds, num_threads
-            )
-            print(f"{title:<12}{num_threads:>8}{rate:>12,.0f}{opened:>10.1f} s", flush=True)
+        rates = [
+            images_per_second(dataset.sources["train"], options.batch_size, options.seconds, n)
+            for n in (1, 8)
+        ]
+        rows.append(
+            (title, opened, rates, share_waiting(dataset, options.width, options.batch_size))
+        )
+
+    print(f"CIFAR-10, batches of {options.batch_size}, UNet of width {options.width}, {machine()}")
+    print(f"{'':<12}{'loader alone, images/s':>26}{'training loop':>26}{'opened in':>12}")
+    print(f"{'source':<12}{'1 thread':>13}{'8 threads':>13}{'images/s':>13}{'waiting':>13}")
+    for title, opened, rates, (waiting, rate) in rows:
+        loader_rates = "".join(f"{r:>13,.0f}" for r in rates)
+        print(f"{title:<12}{loader_rates}{rate:>13,.0f}{waiting:>13.2%}{opened:>10.1f} s")
 
 
 if __name__ == "__main__":

@@ -19,15 +19,15 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.name = "mnist"
     # 28 halves twice: 28, 14, 7.
     config.network.update(
-        {"width": 32, "multipliers": (1, 2, 2), "blocks": 1, "attention": (7,), "groups": 8}
+        {"width": 24, "multipliers": (1, 2, 2), "blocks": 1, "attention": (7,), "groups": 8}
     )
     config.network.dropout = 0.0
     config.diffusion.schedule = "cosine"
     config.sampling.update({"sampler": "ddim", "steps": 50})
-    config.train.update({"batch_size": 64, "steps": 10_000})
-    config.optimizer.update({"learning_rate": 1e-3, "warmup": 200, "schedule": "cosine"})
-    config.ema.update({"half_life": 50_000.0, "ramp": 0.1})
-    config.log.update({"eval_every": 2500, "sample_every": 1000})
-    config.checkpoint.update({"every": 1000, "best": "test/loss"})
+    config.train.update({"batch_size": 64, "steps": 4000})
+    config.optimizer.update({"learning_rate": 1e-3, "warmup": 100, "schedule": "cosine"})
+    config.ema.update({"half_life": 20_000.0, "ramp": 0.1})
+    config.log.update({"eval_every": 1000, "sample_every": 500})
+    config.checkpoint.update({"every": 250, "best": "test/loss"})
     config.evaluation.examples = 2000
     return common.finish(config, VARIANTS, variant)

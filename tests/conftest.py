@@ -37,3 +37,15 @@ def celeba_zip() -> str:
     if not path.is_file():
         pytest.skip(f"no {path} (set AIGC_SHARED)")
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def whole_runs(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """{family: (workdir, last state)} of the toys, trained without a break; read only."""
+    import toys
+
+    runs = {}
+    for family in toys.FAMILIES:
+        workdir = tmp_path_factory.mktemp("whole") / family
+        runs[family] = workdir, toys.train(workdir, family)
+    return runs

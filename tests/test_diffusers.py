@@ -302,3 +302,22 @@ def test_what_cannot_be_written_is_named(tmp_path):
             in_channels=1,
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_one_training_step_moves_the_weights_as_torch_does(torch, diffusers, tmp_path):
+    network, params = write(tmp_path, dropout=0.0)
+    x, eps, t = noise(16), noise(16)[::-1], np.float32([3, 800])
+
+    def loss_of(params):
+        return jnp.mean((UNet(**network).apply({"params": params}, x, jnp.asarray(t)) - eps) ** 2)
+
+    loss, grads = jax.jit(jax.value_and_grad(loss_of))(params)
+    found = ours.to_tensors(grads, network=network, **SHAPE)
+
+    net = diffusers.UNet2DModel.from_pretrained(tmp_path, subfolder="unet")
+    out = net(torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(t)).sample
+    expected = ((out.permute(0, 2, 3, 1) - torch.tensor(eps.copy())) ** 2).mean()
+    expected.backward()
+    np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
+    for name, parameter in net.named_parameters():
+        assert_close(found[name], parameter.grad.numpy(), 1e-3)

@@ -192,7 +192,10 @@ def config(family: str = "one", changes: Mapping[str, Any] | None = None) -> dic
 
 
 def train(
-    workdir: pathlib.Path, family: str = "one", changes: Mapping[str, Any] | None = None, **more: Any
+    workdir: pathlib.Path,
+    family: str = "one",
+    changes: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> Any:
     """`loop.train` of a toy."""
     return loop.train(config(family, changes), workdir, FAMILIES[family](), dataset(), **more)
@@ -296,7 +299,10 @@ def main(family: str, workdir: str, *settings: str) -> None:
     process = changes.pop("process", None)
     if process is not None:
         jax.distributed.initialize(f"127.0.0.1:{changes.pop('port')}", 2, process)
-    state = train(pathlib.Path(workdir), family, changes)
+    try:
+        state = train(pathlib.Path(workdir), family, changes)
+    except (RuntimeError, ValueError) as error:  # as launch.py does
+        raise SystemExit(f"toys.py: {error}") from None
     print("last step", int(state.step), rundir.read(pathlib.Path(workdir), "config.json")["seed"])
 
 

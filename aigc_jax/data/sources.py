@@ -149,7 +149,7 @@ def _for_each(
 
     with (
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm.tqdm(total=size, desc=label, unit=" images", delay=1.5) as bar,
+        tqdm.tqdm(total=size, desc=label, unit=" images", delay=1.5, disable=None) as bar,
     ):
         futures = [pool.submit(chunk, start) for start in range(0, size, _CHUNK)]
         try:

@@ -75,7 +75,7 @@ def target(
         return x0
     if prediction == "v":
         return _like(alpha, x0) * eps - _like(sigma, x0) * x0
-    raise ValueError(f"diffusion.prediction is one of {', '.join(PREDICTIONS)}, not {prediction!r}")
+    raise _unknown_prediction(prediction)
 
 
 def to_x0(
@@ -89,7 +89,7 @@ def to_x0(
         return output
     if prediction == "v":  # holds for any alpha and sigma, not only variance-preserving ones
         return (alpha * x_t - sigma * output) / (alpha**2 + sigma**2)
-    raise ValueError(f"diffusion.prediction is one of {', '.join(PREDICTIONS)}, not {prediction!r}")
+    raise _unknown_prediction(prediction)
 
 
 def to_eps(x0: jax.Array, x_t: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
@@ -104,13 +104,16 @@ def weight(
 
     "simple": 1 (Ho et al. 2020, L_simple). "snr": the error in x_0 counts by SNR = alpha^2/sigma^2,
     whatever is predicted. "min_snr": by min(SNR, gamma) (Hang et al. 2023, arXiv:2303.09556).
+    The process is taken to be variance-preserving.
     """
-    if weighting == "simple":
-        return np.ones_like(alpha)
+    if prediction not in PREDICTIONS:
+        raise _unknown_prediction(prediction)
     if weighting not in WEIGHTINGS:
         raise ValueError(
             f"diffusion.weighting is one of {', '.join(WEIGHTINGS)}, not {weighting!r}"
         )
+    if weighting == "simple":
+        return np.ones_like(alpha)
     snr = (alpha / sigma) ** 2
     on_x0 = np.minimum(snr, gamma) if weighting == "min_snr" else snr
     # |x0 error|^2 = |eps error|^2 / SNR = |v error|^2 / (SNR + 1)
@@ -121,6 +124,12 @@ def per_time(table: np.ndarray) -> Callable[[jax.Array], jax.Array]:
     """A table [T] as a function of integer times [B]."""
     values = np.asarray(table, np.float32)
     return lambda index: jnp.asarray(values)[index]
+
+
+def _unknown_prediction(prediction: str) -> ValueError:
+    return ValueError(
+        f"diffusion.prediction is one of {', '.join(PREDICTIONS)}, not {prediction!r}"
+    )
 
 
 def _like(coefficient: jax.Array, x: jax.Array) -> jax.Array:

@@ -84,6 +84,8 @@ def ddim(process: Process, index: np.ndarray, eta: float = 0.0) -> Sampler:
 
     eta = 0 is deterministic; eta = 1 is ancestral sampling with the posterior's variance.
     """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"sampling.eta must lie in 0..1, not {eta}")
     alpha, sigma, alpha_s, sigma_s = _from_to(process, index)
     # The posterior q(x_s | x_t, x_0) has this std at eta = 1, for any alpha and sigma.
     std = eta * sigma_s * np.sqrt(np.maximum(1 - (alpha * sigma_s / (alpha_s * sigma)) ** 2, 0))
@@ -177,7 +179,8 @@ def compiled(
             unrolled = jax.default_backend() == "cpu"
         if not unrolled and not frames:
             return scan(context, carry), []
-        kept = np.round(np.linspace(0, steps - 1, frames)).astype(int) if frames else []
+        # From the end backwards, so that a single frame is the last.
+        kept = np.round(np.linspace(steps - 1, 0, frames)).astype(int)
         estimates = []
         for i in range(steps):
             carry, x0 = step(context, carry, np.int32(i))

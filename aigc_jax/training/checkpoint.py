@@ -7,16 +7,19 @@ over for the one before it, and set aside where it would be in the way; nothing 
 the oldest good checkpoints beyond the number kept.
 """
 
-import contextlib
+import functools
 import gc
+import logging
 import pathlib
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 ITEMS = ("state", "about")
 
@@ -57,14 +60,19 @@ def _say(message: str) -> None:
 class Checkpoints:
     """The checkpoints of one run in `folder`, the newest `keep` of them."""
 
-    def __init__(self, folder: str | pathlib.Path, keep: int = 2) -> None:
+    def __init__(self, folder: str | pathlib.Path, keep: int = 2, clean: bool = False) -> None:
+        """Opens the folder; `clean`, for the run that writes there, removes half-written saves."""
+        _hush_orbax()
         self.folder = pathlib.Path(folder).absolute()
-        self._keep = keep
+        self._keep, self._clean = keep, clean
         self._open()
 
     def _open(self) -> None:
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep, step_format_fixed_length=8, create=True
+            max_to_keep=self._keep,
+            step_format_fixed_length=8,
+            create=True,
+            cleanup_tmp_directories=self._clean,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
 
@@ -87,6 +95,7 @@ class Checkpoints:
         Raises:
           CheckpointError: this save, or the one still under way, failed.
         """
+        self.wait()  # so that a failure is told of the save that it befell
         about = dict(about) | {"digest": [int(d) for d in jax.device_get(digest(state))]}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
@@ -108,11 +117,12 @@ class Checkpoints:
         try:
             action()
         except Exception as error:
+            gc.collect()  # what Orbax left half done goes now, not noisily when the process ends
             complete = self._complete_on_disk()
             kept = (
                 f"the checkpoint of step {complete[-1]} is intact"
                 if complete
-                else "no earlier checkpoint exists"
+                else "no earlier one is there"
             )
             what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
             raise CheckpointError(
@@ -162,8 +172,7 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(target), about=ocp.args.JsonRestore()
         )
-        with _quiet_unraisable():
-            restored = self._manager.restore(step, args=args)
+        restored = self._manager.restore(step, args=args)
         # Orbax hands back what it saved, e.g. plain dicts: take the target's own structure.
         state = jax.tree.unflatten(jax.tree.structure(target), jax.tree.leaves(restored["state"]))
         found = [int(d) for d in jax.device_get(digest(state))]
@@ -173,7 +182,7 @@ class Checkpoints:
 
     def set_aside_after(self, step: int) -> None:
         """Moves checkpoints newer than `step`, found damaged, out of the way of new ones."""
-        newer = [s for s in self._complete_on_disk() if s > step]
+        newer = [s for s in self.steps() if s > step]
         if not newer:
             return
         self._manager.close()
@@ -184,20 +193,36 @@ class Checkpoints:
                 free = f"{name}-{len(list(aside.glob(name + '-*')))}"
                 (self.folder / name).rename(aside / free)
                 _say(f"the damaged checkpoint of step {int(name)} now lies in {aside / free}")
+        if jax.process_count() > 1:  # nobody looks before all is moved
+            multihost_utils.sync_global_devices("set_aside_after")
         self._open()
 
 
-@contextlib.contextmanager
-def _quiet_unraisable() -> Iterator[None]:
-    """Orbax's reader threads print pages about a file they could not read; one line is ours."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        yield
-    finally:
-        gc.collect()
-        sys.unraisablehook = hook
+@functools.cache
+def _hush_orbax() -> None:
+    """Orbax's threads print pages about a file that they could not read or write; one line is ours.
+
+    Every such error is also raised where we wait for it, so what is dropped here is only the same
+    traceback in the log, and the complaint of a reader or writer that it has nobody left to tell.
+    """
+
+    def wanted(record: logging.LogRecord) -> bool:
+        text = record.pathname + record.getMessage()
+        return not (record.exc_info and ("orbax" in text or "tensorstore" in text))
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(wanted)
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = re.sub(r" \[\w+(\[\d+\])?='.*", "", text)  # TensorStore's settings
+    # The cause stands at the end, behind the path of a file.
+    return text if len(text) <= 300 else f"{text[:100]} ... {text[-200:]}"

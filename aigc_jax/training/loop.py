@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import operator
 import pathlib
 import signal
 import time
@@ -22,6 +23,8 @@ from aigc_jax.training import optimizers, rundir, sharding
 from aigc_jax.training.checkpoint import Checkpoints
 from aigc_jax.training.step import Recipe, TrainState, active_phases, ema_decay
 from aigc_jax.training.writers import Writer, grid, save_image
+
+BETTER = {"min": operator.lt, "max": operator.gt}  # of checkpoint.best_mode
 
 
 class NonFiniteError(RuntimeError):
@@ -77,49 +80,56 @@ def train(
     steps, batch_size = settings["steps"], settings["batch_size"]
     mesh = sharding.make_mesh()
     sharding.check_batch(batch_size, mesh)
+    if keep["best_mode"] not in BETTER:
+        raise ValueError(f"checkpoint.best_mode is min or max, not {keep['best_mode']!r}")
     plan = recipe(config, family)
     target = sharding.abstract_state(plan, mesh, settings["sharding"])
     run_step = sharding.compile_step(plan, mesh, target)
 
-    checkpoints = Checkpoints(workdir / "checkpoints", keep["keep"])
-    if checkpoints.steps():
-        rundir.check_same(workdir, config)
-    if jax.process_index() == 0:
-        rundir.write(workdir, "config.json", rundir.as_dict(config))
-        rundir.write(workdir, "spec.json", dataset.spec._asdict())
-    restored = checkpoints.restore(target)
-    if restored:
-        state, start = restored
-        checkpoints.set_aside_after(start)
-    else:
-        state, start = sharding.new_state(plan, target, config["seed"]), 0
-        if initial:
-            state = _from_weights(state, initial)
-
-    writer = Writer(workdir, start, steps, batch_size)
-    count = sum(math.prod(x.shape) for x in jax.tree.leaves(target.params))
-    writer.say(
-        f"{workdir}: {'resuming at' if restored else 'starting at'} step {start} of {steps}, "
-        f"{count:,} parameters, batch {batch_size} on {mesh.size} "
-        f"{jax.default_backend()} device(s), {settings['sharding']}"
-    )
-    observe = _Observer(config, workdir, family, dataset, mesh, plan, writer)
-    batches = loader.batches(
-        dataset.sources[config["data"]["train_split"]],
-        batch_size=batch_size,
-        seed=config["seed"],
-        start=start,
-        fresh=family.fresh,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    meter = _Meter(writer, batch_size, settings["max_skipped"], checkpoints)
-
-    with contextlib.ExitStack() as stack, _stop_signal() as stopped:
-        stack.callback(writer.close)
-        stack.callback(observe.close)
+    with contextlib.ExitStack() as stack:
+        checkpoints = Checkpoints(workdir / "checkpoints", keep["keep"], clean=True)
         stack.callback(checkpoints.close)
+        if checkpoints.steps():
+            rundir.check_same(workdir, config)
+        restored = checkpoints.restore(target)
+        if restored and restored[1] >= steps:
+            if jax.process_index() == 0:
+                done = f"this run has done {restored[1]} of {steps} steps (train.steps)"
+                print(f"{workdir}: nothing to do, {done}", flush=True)
+            return restored[0]
+        if jax.process_index() == 0:
+            rundir.write(workdir, "config.json", rundir.as_dict(config))
+            rundir.write(workdir, "spec.json", dataset.spec._asdict())
+        if restored:
+            state, start = restored
+            checkpoints.set_aside_after(start)
+        else:
+            state, start = sharding.new_state(plan, target, config["seed"]), 0
+            if initial:
+                state = _from_weights(state, initial)
+
+        writer = Writer(workdir, start, steps, batch_size)
+        stack.callback(writer.close)
+        count = sum(math.prod(x.shape) for x in jax.tree.leaves(target.params))
+        writer.say(
+            f"{workdir}: {'resuming at' if restored else 'starting at'} step {start} of {steps}, "
+            f"{count:,} parameters, batch {batch_size} on {mesh.size} "
+            f"{jax.default_backend()} device(s), {settings['sharding']}"
+        )
+        observe = _Observer(config, workdir, family, dataset, mesh, plan, writer)
+        stack.callback(observe.close)
+        batches = loader.batches(
+            dataset.sources[config["data"]["train_split"]],
+            batch_size=batch_size,
+            seed=config["seed"],
+            start=start,
+            fresh=family.fresh,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
         stack.callback(batches.close)
+        meter = _Meter(writer, batch_size, settings["max_skipped"], checkpoints)
+        stopped = stack.enter_context(_stop_signal())
         for step in range(start, steps + 1):
             last = step == steps
             stopping = stopped(step)
@@ -152,10 +162,8 @@ def train(
         checkpoints.wait()
         if stopping and not last:
             writer.say(f"stopped by a signal at step {step}, saved; the same command resumes it")
-        elif new or not restored:
-            writer.say(f"done: step {step}, samples and checkpoints in {workdir}")
         else:
-            writer.say(f"nothing to do: this run has all of its {steps} steps (train.steps)")
+            writer.say(f"done: step {step}, samples and checkpoints in {workdir}")
     return state
 
 
@@ -243,7 +251,7 @@ class _Observer:
         self._config, self._workdir, self._family = config, workdir, family
         self._dataset, self._mesh, self._writer = dataset, mesh, writer
         best = config["checkpoint"]["best"]
-        self._best = Checkpoints(workdir / "best", keep=1) if best else None
+        self._best = Checkpoints(workdir / "best", keep=1, clean=True) if best else None
 
         @jax.jit
         def evaluate(params: Any, extra: Any, batch: Any, key: jax.Array) -> Any:
@@ -282,13 +290,18 @@ class _Observer:
         name = setting["best"]
         if name not in metrics:
             raise ValueError(f"checkpoint.best is {name!r}; there are {', '.join(metrics)}")
+        if not math.isfinite(metrics[name]):
+            return
         self._best.wait()
         latest = self._best.latest()
         if latest is not None:
-            sign = {"min": 1, "max": -1}[setting["best_mode"]]
-            before = self._best.about(latest)["metrics"][name]
-            if latest >= step or sign * metrics[name] >= sign * before:
-                return
+            try:
+                before = self._best.about(latest)["metrics"][name]
+            except Exception:  # whatever Orbax makes of a damaged file
+                self._best.set_aside_after(latest - 1)
+            else:
+                if latest >= step or not BETTER[setting["best_mode"]](metrics[name], before):
+                    return
         about = {"config": rundir.as_dict(self._config), "metrics": dict(metrics)}
         self._best.save(step, state, about)
 
@@ -325,7 +338,7 @@ def _from_weights(state: TrainState, initial: Mapping[str, Any]) -> TrainState:
     for player, tree in initial.items():
         own = state.params[player]
         params[player] = jax.tree.map(
-            lambda x, w: jax.device_put(np.asarray(w), x.sharding), own, tree
+            lambda x, w: jax.device_put(np.asarray(w, x.dtype), x.sharding), own, tree
         )
         if player in ema:
             ema[player] = jax.tree.map(lambda x: x + 0, params[player])  # buffers of its own

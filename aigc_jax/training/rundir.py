@@ -44,6 +44,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     old, new = flatten(as_dict(old)), flatten(as_dict(new))
 
     def free(key: str) -> bool:
+        parent, _, last = key.rpartition(".")
+        schedules = {flat.get(f"{parent}.schedule") for flat in (old, new)}
+        if last == "decay_steps" and schedules == {"constant"}:
+            return True  # it follows train.steps in a config, and nothing reads it
         return any(key == name or key.startswith(name + ".") for name in FREE)
 
     return [

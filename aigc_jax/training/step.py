@@ -96,7 +96,7 @@ def update(
     (loss, (metrics, extra)), grads = jax.value_and_grad(loss_of, has_aux=True)(
         state.params[player]
     )
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     updates, opt = optimizer.update(grads, state.opt[player], state.params[player])
     params = optax.apply_updates(state.params[player], updates)

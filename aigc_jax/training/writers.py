@@ -47,8 +47,12 @@ def save_image(image: Image.Image, path: pathlib.Path) -> None:
     """Writes a picture whole or not at all, so that no half picture is left by a kill."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    image.save(partial, format=path.suffix.lstrip(".").upper())
-    partial.replace(path)
+    try:
+        image.save(partial, format=path.suffix.lstrip(".").upper())
+        partial.replace(path)
+    except OSError as error:  # Pillow's names no file
+        partial.unlink(missing_ok=True)
+        raise OSError(f"could not write {path}: {error}") from error
 
 
 class Writer:

@@ -1,0 +1,113 @@
+"""Learning rates in closed form, optimizers from settings, and the settings that cannot work."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toys
+
+from aigc_jax.training.optimizers import learning_rate, optimizer, per_player
+
+
+def rates(steps, **setting):
+    schedule = learning_rate(2.0, **setting)
+    return np.array([schedule(step) for step in steps])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_warmup_rises_in_a_line_from_zero_to_the_peak(schedule):
+    found = rates([0, 1, 5, 9, 10], schedule=schedule, warmup=10, decay_steps=30)
+    np.testing.assert_allclose(found, [0, 0.2, 1.0, 1.8, 2.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+@pytest.mark.parametrize(
+    ("schedule", "shape"),
+    [
+        ("constant", lambda u: np.ones_like(u)),
+        ("linear", lambda u: 1 - u),
+        ("cosine", lambda u: (1 + np.cos(np.pi * u)) / 2),
+    ],
+)
+def test_after_the_warmup_the_rate_follows_its_closed_form_to_decay_steps(schedule, shape, warmup):
+    u = np.array([0, 0.25, 0.5, 0.75, 1.0])  # share of the decay that is done
+    end = warmup + 40
+    found = rates((warmup + u * 40).astype(int), schedule=schedule, warmup=warmup, decay_steps=end)
+    np.testing.assert_allclose(found, 2 * shape(u), atol=1e-6)
+    beyond = rates([end + 1, 500], schedule=schedule, warmup=warmup, decay_steps=end)
+    np.testing.assert_allclose(beyond, 2 * shape(np.ones(2)), atol=1e-6)
+
+
+def test_unknown_names_are_errors_that_list_the_known_ones():
+    with pytest.raises(ValueError, match=r"constant, linear, cosine, not 'cosin'"):
+        learning_rate(1.0, schedule="cosin")
+    with pytest.raises(ValueError, match=r"adam, adamw, sgd, not 'lion'"):
+        optimizer(name="lion", learning_rate=1.0)
+    with pytest.raises(TypeError, match="momentun"):
+        optimizer(learning_rate=1.0, momentun=0.9)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_decay_that_ends_before_the_warmup_is_an_error(schedule):
+    with pytest.raises(ValueError, match=r"decay_steps \(10\) must exceed optimizer.warmup \(10\)"):
+        learning_rate(1.0, schedule=schedule, warmup=10, decay_steps=10)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_weight_decay_without_adamw_is_an_error(name):
+    with pytest.raises(ValueError, match=r"needs optimizer\.name='adamw'"):
+        optimizer(name=name, learning_rate=1.0, weight_decay=0.1)
+
+
+def first_update(tx, grad, weight=1.0):
+    params = {"w": jnp.full((2,), weight)}
+    updates, _ = tx.update({"w": jnp.asarray(grad)}, tx.init(params), params)
+    return np.asarray(updates["w"])
+
+
+def test_first_updates_are_the_papers():
+    grad = np.array([3.0, -4.0], np.float32)
+    found = first_update(optimizer(name="sgd", learning_rate=0.1), grad)
+    np.testing.assert_allclose(found, -0.1 * grad, rtol=1e-6)
+    # Adam's first step is the sign of the gradient, as both moments are corrected for their bias.
+    np.testing.assert_allclose(
+        first_update(optimizer(name="adam", learning_rate=0.1), grad), [-0.1, 0.1], rtol=1e-5
+    )
+    decayed = optimizer(name="adamw", learning_rate=0.1, weight_decay=0.5)
+    np.testing.assert_allclose(
+        first_update(decayed, grad, weight=2.0), [-0.1 - 0.1, 0.1 - 0.1], atol=1e-6
+    )
+
+
+def test_clip_bounds_the_norm_of_the_gradient_and_leaves_small_ones():
+    tx = optimizer(name="sgd", learning_rate=1.0, clip=1.0)
+    np.testing.assert_allclose(first_update(tx, [3.0, 4.0]), [-0.6, -0.8], rtol=1e-6)
+    np.testing.assert_allclose(first_update(tx, [0.3, 0.4]), [-0.3, -0.4], rtol=1e-6)
+
+
+def test_sgd_gathers_momentum():
+    tx = optimizer(name="sgd", learning_rate=1.0, momentum=0.5)
+    params, grad = {"w": jnp.zeros(())}, {"w": jnp.ones(())}
+    state = tx.init(params)
+    for expected in (-1.0, -2.5, -4.25):
+        updates, state = tx.update(grad, state, params)
+        params = optax.apply_updates(params, updates)
+        assert float(params["w"]) == expected
+
+
+def test_players_share_a_setting_or_have_their_own():
+    def moves(settings):
+        optimizers = per_player(settings, ("a", "b"))
+        return {player: first_update(tx, [1.0, 1.0])[0] for player, tx in optimizers.items()}
+
+    assert moves(toys.optimizer("sgd", learning_rate=0.5)) == {"a": -0.5, "b": -0.5}
+    settings = {
+        "a": toys.optimizer("sgd", learning_rate=0.5),
+        "b": toys.optimizer("sgd", learning_rate=2.0),
+    }
+    assert moves(settings) == {"a": -0.5, "b": -2.0}
+
+
+def test_settings_for_some_players_only_are_an_error_that_names_the_others():
+    with pytest.raises(ValueError, match=r"names \['a'\] but not \['b'\]"):
+        per_player({"a": toys.optimizer()}, ("a", "b"))
