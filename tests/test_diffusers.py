@@ -319,5 +319,8 @@ def test_one_training_step_moves_the_weights_as_torch_does(torch, diffusers, tmp
     expected = ((out.permute(0, 2, 3, 1) - torch.tensor(eps.copy())) ** 2).mean()
     expected.backward()
     np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
-    for name, parameter in net.named_parameters():
-        assert_close(found[name], parameter.grad.numpy(), 1e-3)
+    expected = {name: parameter.grad.numpy() for name, parameter in net.named_parameters()}
+    # The bias of an attention's keys has no gradient but rounding: softmax does not see it.
+    floor = 1e-6 * max(np.abs(grad).max() for grad in expected.values())
+    for name, grad in expected.items():
+        assert np.abs(found[name] - grad).max() < 1e-3 * np.abs(grad).max() + floor, name

@@ -52,11 +52,11 @@ def images(n, value=0.0):
 
 
 def loss(made, batch, seed=0):
-    return made.phases[0].loss({"net": {}}, {}, batch, jax.random.key(seed))[0]
+    return jax.jit(made.phases[0].loss)({"net": {}}, {}, batch, jax.random.key(seed))[0]
 
 
 def evaluate(made, batch, seed=0):
-    return made.evaluate({"net": {}}, {}, batch, jax.random.key(seed))["loss"]
+    return jax.jit(made.evaluate)({"net": {}}, {}, batch, jax.random.key(seed))["loss"]
 
 
 def sample(made, n=4, cond=None):

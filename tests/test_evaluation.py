@@ -43,11 +43,11 @@ def test_each_batch_has_a_key_of_its_own_and_each_evaluation_the_same():
 
 @pytest.fixture(scope="module")
 def real():
-    def split(name):
+    def split(name, step):
         images, labels = digits.arrays(name)
-        return images / np.float32(127.5) - 1, labels
+        return images[::step] / np.float32(127.5) - 1, labels[::step]
 
-    return split("train"), split("test")
+    return split("train", 3), split("test", 1)
 
 
 def test_real_digits_are_recognised_as_what_they_are(real):
@@ -66,12 +66,12 @@ def test_wrong_labels_one_class_and_noise_are_seen_for_what_they_are(real):
     shifted = recognise(images, train, test, labels=(labels + 1) % 10)
     assert shifted.agreement < 0.05
     threes = recognise(images[labels == 3], train, test)
-    assert threes.shares[3] > 0.9
+    assert threes.shares[3] > 0.8
     assert threes.agreement is None
     assert "label asked for" not in str(threes)
     noise = np.random.default_rng(0).uniform(-1, 1, (300, 8, 8, 1))
     result = recognise(noise, train, test)
-    assert result.confident < 0.75
+    assert result.confident < 0.5
     assert np.abs(result.shares - 0.1).max() > 0.05
     grey = recognise(np.zeros((20, 8, 8, 1)), train, test)  # all the same: one class has them all
     assert grey.shares.max() == 1

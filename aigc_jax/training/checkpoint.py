@@ -73,6 +73,10 @@ class Checkpoints:
             step_format_fixed_length=8,
             create=True,
             cleanup_tmp_directories=self._clean,
+            # Two folders may be written at a time; their barriers must not meet.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                barrier_sync_key_prefix=self.folder.name
+            ),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
 
@@ -215,7 +219,9 @@ def _hush_orbax() -> None:
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
-        if "Event loop is closed" not in str(unraisable.exc_value):
+        traceback = unraisable.exc_traceback
+        where = traceback.tb_frame.f_code.co_filename if traceback else ""
+        if "orbax" not in where and "Event loop is closed" not in str(unraisable.exc_value):
             before(unraisable)
 
     sys.unraisablehook = hook
