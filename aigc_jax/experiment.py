@@ -15,7 +15,7 @@ from aigc_jax.evaluation.recognition import Recognition, recognise
 from aigc_jax.family import Family
 from aigc_jax.sampling import draw
 from aigc_jax.training import loop, rundir, sharding
-from aigc_jax.training.writers import grid, save_image, to_uint8
+from aigc_jax.training.writers import grid, grid_columns, save_image, to_uint8
 
 
 def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Any:
@@ -170,7 +170,7 @@ def sample(
     images = np.concatenate(images)
     folder = pathlib.Path(output) if output else workdir / "generated"
     name = f"step{step:08d}-seed{seed}-n{count}{'-raw' if raw else ''}"
-    columns = loop.columns(min(count, 400), classes)
+    columns = grid_columns(min(count, 400), classes)
     floats = images[:400].astype(np.float32) / 127.5 - 1  # a larger grid is no picture
     path = folder / f"{name}.png"
     save_image(grid(floats, columns=columns), path)

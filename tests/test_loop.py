@@ -12,6 +12,8 @@ from PIL import Image
 
 from aigc_jax.training import loop
 from aigc_jax.training.checkpoint import Checkpoints
+from aigc_jax.training.meter import NonFiniteError
+from aigc_jax.training.observer import Observer
 
 BARE = {"log.eval_every": 0, "log.sample_every": 0, "checkpoint.best": ""}
 
@@ -72,12 +74,12 @@ def test_evaluation_is_the_mean_over_the_examples_with_the_average(whole_runs):
 @pytest.mark.parametrize(("mode", "best"), [("min", 3), ("max", 2)])
 def test_best_keeps_the_best_by_its_metric(tmp_path, mode, best, monkeypatch):
     told = dict(zip(range(1, 6), [math.nan, 5.0, 1.0, 2.0, 3.0], strict=True))
-    evaluate = loop._Observer.evaluate
+    evaluate = Observer.evaluate
 
     def pretend(self, state, step):
         return evaluate(self, state, step) | {"test/error": told[step]}
 
-    monkeypatch.setattr(loop._Observer, "evaluate", pretend)
+    monkeypatch.setattr(Observer, "evaluate", pretend)
     changes = {"train.steps": 5, "log.eval_every": 1, "log.sample_every": 0}
     toys.train(tmp_path, changes=changes | {"checkpoint.best_mode": mode})
     checkpoints = Checkpoints(tmp_path / "best")
@@ -140,14 +142,14 @@ def test_single_bad_batches_are_skipped_and_training_recovers(tmp_path):
 def test_too_many_bad_batches_in_a_row_stop_the_run_and_name_the_last_good_checkpoint(tmp_path):
     often = {"checkpoint.every": 2}
     poisoned(tmp_path, slice(0, 0), **often, **{"train.steps": 2})
-    with pytest.raises(loop.NonFiniteError) as error:
+    with pytest.raises(NonFiniteError) as error:
         poisoned(tmp_path, slice(None), **often)
     message = str(error.value)
     assert "3 steps in a row up to step 5" in message
     assert f"last good checkpoint is step 4 in {tmp_path / 'checkpoints'}" in message
     before, last = toys.saved(tmp_path, 2), toys.saved(tmp_path, 4)
     assert toys.same((before.params, before.opt), (last.params, last.opt))
-    with pytest.raises(loop.NonFiniteError, match="no checkpoint was saved before"):
+    with pytest.raises(NonFiniteError, match="no checkpoint was saved before"):
         poisoned(tmp_path / "new", slice(None), **{"checkpoint.every": 0})
 
 

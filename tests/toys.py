@@ -33,6 +33,7 @@ from aigc_jax.data.sources import ArraySource  # noqa: E402
 from aigc_jax.family import Family, Phase  # noqa: E402
 from aigc_jax.training import loop, rundir, sharding  # noqa: E402
 from aigc_jax.training.checkpoint import Checkpoints  # noqa: E402
+from aigc_jax.training.meter import Meter  # noqa: E402
 
 SIDE, WIDTH, LATENT, CLASSES = 4, 8, 8, 2
 PIXELS = SIDE * SIDE
@@ -281,7 +282,7 @@ def broken(die: str, limit: int) -> None:
 
     os.rename = patched
     if when == "step":
-        add = loop._Meter.add
+        add = Meter.add
 
         def counted(meter: Any, done: int, metrics: Any) -> None:
             add(meter, done, metrics)
@@ -289,7 +290,7 @@ def broken(die: str, limit: int) -> None:
                 meter._checkpoints.wait()  # so that the last save is whole
                 kill()
 
-        loop._Meter.add = counted
+        Meter.add = counted
 
 
 def main(family: str, workdir: str, *settings: str) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from aigc_jax.data.images import Record
 
@@ -16,6 +15,8 @@ _STRIDE = 6  # within each class every 6th example is held out: 1,501 to train, 
 
 def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
     """The images, uint8 [N, 8, 8, 1] with 0..16 spread over 0..255, and labels, int32 [N]."""
+    from sklearn.datasets import load_digits  # a second to import, for this one data set
+
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = digits.target.astype(np.int32)

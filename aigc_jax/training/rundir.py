@@ -75,7 +75,10 @@ def read(workdir: pathlib.Path, name: str) -> dict[str, Any]:
         raise FileNotFoundError(
             f"no run in {workdir}{hint}: train first, or name its folder by --workdir"
         )
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it from a backup") from error
 
 
 def write(workdir: pathlib.Path, name: str, content: Mapping[str, Any]) -> None:

@@ -43,6 +43,11 @@ def grid(images: np.ndarray, columns: int = 0, enlarge_to: int = 64) -> Image.Im
     return sheet
 
 
+def grid_columns(count: int, classes: int) -> int:
+    """Columns of a grid: one a class where that makes at least two rows, else about square."""
+    return classes if 2 <= classes <= 20 and count >= 2 * classes else 0
+
+
 def save_image(image: Image.Image, path: pathlib.Path) -> None:
     """Writes a picture whole or not at all, so that no half picture is left by a kill."""
     path.parent.mkdir(parents=True, exist_ok=True)
