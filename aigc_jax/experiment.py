@@ -2,7 +2,8 @@
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,14 +27,8 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Any:
     family = build.build(config, dataset.spec)
     if config["evaluation"]["recognise"] and not dataset.spec.num_classes:
         raise ValueError("evaluation.recognise needs data with labels; this data set has none")
-    initial = config["init_from"]
-    state = loop.train(
-        config,
-        workdir,
-        family,
-        dataset,
-        weights.load(initial, config, family) if initial else None,
-    )
+    initial = partial(weights.load, config["init_from"], config, family)
+    state = loop.train(config, workdir, family, dataset, initial if config["init_from"] else None)
     if config["evaluation"]["recognise"] and int(state.step) == config["train"]["steps"]:
         result = recognition(config, family, dataset, state)
         if jax.process_index() == 0:
@@ -46,7 +41,6 @@ def recognition(
 ) -> Recognition:
     """Reads `evaluation.recognise` fresh samples with a classifier of the real images."""
     count, classes = config["evaluation"]["recognise"], dataset.spec.num_classes
-    labels = np.arange(count) % classes
     batches = draw(
         family.sample,
         {**state.params, **state.ema},
@@ -54,7 +48,7 @@ def recognition(
         sharding.make_mesh(),
         seed=config["seed"] + 1,  # not the noise of the grids
         count=count,
-        labels=range(classes),
+        labels=range(classes) if family.num_classes else None,
         batch_size=config["train"]["batch_size"],
     )
 
@@ -66,8 +60,25 @@ def recognition(
         np.concatenate(list(batches)),
         real(config["data"]["train_split"]),
         real(config["data"]["test_split"]),
-        labels=labels if _classes(config, dataset.spec) else None,
+        labels=np.arange(count) % classes if family.num_classes else None,
     )
+
+
+class Model(NamedTuple):
+    """A trained model, ready to sample.
+
+    Attributes:
+      config, spec, family: what it was built from, and the family itself.
+      params, extra: as `Family.sample` takes them; params are the EMA where there is one.
+      step: steps that it was trained for.
+    """
+
+    config: Mapping[str, Any]
+    spec: datasets.DataSpec
+    family: Family
+    params: Any
+    extra: Any
+    step: int
 
 
 def load(
@@ -76,8 +87,8 @@ def load(
     *,
     step: int | None = None,
     raw: bool = False,
-) -> tuple[Mapping[str, Any], datasets.DataSpec, Family, Any, Any, int]:
-    """A trained model: (config, spec, family, params, extra, step).
+) -> Model:
+    """The model of a run.
 
     Args:
       workdir: folder of the run. Where it holds none, `config.init_from` is taken instead.
@@ -91,9 +102,8 @@ def load(
         weights.check_process(config["init_from"], config)
         family = build.build(config, spec)
         params = weights.load(config["init_from"], config, family)
-        mesh = sharding.make_mesh()
-        params = jax.device_put(params, sharding.replicated(mesh))
-        return config, spec, family, params, {}, 0
+        params = jax.device_put(params, sharding.replicated(sharding.make_mesh()))
+        return Model(config, spec, family, params, {}, 0)
     if config is None:
         config = rundir.read(workdir, "config.json")
     else:
@@ -102,7 +112,7 @@ def load(
     family = build.build(config, spec)
     state, step = weights.restore(workdir, config, family, step)
     params = state.params if raw else {**state.params, **state.ema}
-    return config, spec, family, params, state.extra, step
+    return Model(config, spec, family, params, state.extra, step)
 
 
 def sample(
@@ -144,48 +154,54 @@ def sample(
         raise ValueError(f"save is 'png', 'npz' or nothing, not {save!r}")
     if frames < 0 or (gif and not frames):
         raise ValueError(f"an animation needs a number of frames, such as 20, not {frames}")
-    if config is None:
-        config = rundir.read(workdir, "config.json")
-    config = rundir.as_dict(config)
-    config["sampling"] |= {k: v for k, v in (settings or {}).items() if v is not None}
-    config, spec, family, params, extra, step = load(workdir, config, step=step, raw=raw)
-    classes = _classes(config, spec)
+    settings = {k: v for k, v in (settings or {}).items() if v is not None}
+    config = rundir.as_dict(rundir.read(workdir, "config.json") if config is None else config)
+    config["sampling"] |= settings
+    model = load(workdir, config, step=step, raw=raw)
+    family = model.family
     if labels is not None:
-        _check_labels(labels, classes)
-    elif classes:
-        labels = range(classes)
+        _check_labels(labels, family.num_classes)
+    elif family.num_classes:
+        labels = range(family.num_classes)
     if frames and family.trajectory is None:
         raise ValueError(f"family {config['family']!r} has no frames to show")
 
-    mesh = sharding.make_mesh()
-    drawn = draw(
-        family.sample, params, extra, mesh,
-        seed=seed, count=count, labels=labels, batch_size=batch_size,
-    )  # fmt: skip
+    drawn = partial(
+        draw,
+        params=model.params,
+        extra=model.extra,
+        mesh=sharding.make_mesh(),
+        seed=seed,
+        labels=labels,
+    )
     images = []
     with tqdm(total=count, unit="img", desc="sampling", disable=None) as bar:
-        for batch in drawn:
+        for batch in drawn(family.sample, count=count, batch_size=batch_size):
             images.append(to_uint8(batch))  # bytes, so that 50,000 samples fit
             bar.update(len(batch))
     images = np.concatenate(images)
+
     folder = pathlib.Path(output) if output else workdir / "generated"
-    name = f"step{step:08d}-seed{seed}-n{count}{'-raw' if raw else ''}"
-    columns = grid_columns(min(count, 400), classes)
-    floats = images[:400].astype(np.float32) / 127.5 - 1  # a larger grid is no picture
+    words = [f"step{model.step:08d}", f"seed{seed}", f"n{count}", *["raw"] * raw]
+    name = "-".join([*words, *(f"{key}_{value}" for key, value in settings.items())])
     path = folder / f"{name}.png"
-    save_image(grid(floats, columns=columns), path)
+    shown = images[:400].astype(np.float32) / 127.5 - 1  # a larger grid is no picture
+    save_image(grid(shown, columns=grid_columns(len(shown), family.num_classes)), path)
     if save == "npz":
-        chosen = (
-            {} if labels is None else {"label": np.asarray(labels)[np.arange(count) % len(labels)]}
-        )
-        np.savez(folder / f"{name}.npz", image=images, **chosen)
+        arrays = {"image": images}
+        if labels is not None:
+            arrays["label"] = np.resize(np.asarray(labels), count)
+        np.savez(folder / f"{name}.npz", **arrays)
     if save == "png":
         for i, image in enumerate(images):
             single = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
             save_image(single, folder / name / f"{i:06d}.png")
     if frames:
-        _write_frames(family, params, extra, mesh, folder / name, seed, labels, frames, gif, count)
-    print(f"{count} samples of step {step}: {path}", flush=True)
+        first = min(count, 64 if gif else 10)
+        trajectory = partial(_trajectory, family, frames)
+        strips = np.concatenate(list(drawn(trajectory, count=first, batch_size=first)), axis=1)
+        _write_frames(strips, folder / name, gif)
+    print(f"{count} samples of step {model.step}: {path}", flush=True)
     return path
 
 
@@ -197,43 +213,29 @@ def export(
     step: int | None = None,
 ) -> None:
     """Writes a run's model as a folder for diffusers."""
-    config, spec, _, params, _, step = load(workdir, config, step=step)
-    weights.export(output, params, config, spec)
-    print(f"step {step} of {workdir} as a diffusers pipeline: {output}", flush=True)
+    model = load(workdir, config, step=step)
+    weights.export(output, model.params, model.config, model.spec)
+    print(f"step {model.step} of {workdir} as a diffusers pipeline: {output}", flush=True)
 
 
-def _write_frames(
-    family: Family, params: Any, extra: Any, mesh: Any, path: pathlib.Path,
-    seed: int, labels: Any, frames: int, gif: bool, count: int,
-) -> None:  # fmt: skip
-    """How the first samples come to be: rows of frames, or an animation of their grid."""
+def _trajectory(family: Family, frames: int, *of_sample: Any) -> Any:
+    return family.trajectory(*of_sample, frames)
 
-    def trajectory(params: Any, extra: Any, keys: Any, cond: Any) -> Any:
-        return family.trajectory(params, extra, keys, cond, frames)
 
-    shown = min(count, 64 if gif else 10)
-    drawn = draw(
-        trajectory, params, extra, mesh, seed=seed, count=shown, labels=labels, batch_size=shown
-    )
-    strips = np.concatenate(list(drawn), axis=1)  # [frames, n, H, W, C]
+def _write_frames(strips: np.ndarray, path: pathlib.Path, gif: bool) -> None:
+    """Frames [frames, n, H, W, C] as a sheet with a row for each image, or as an animated grid."""
     if gif:
+        path = path.with_name(path.name + ".gif")
         pictures = [grid(frame).convert("P") for frame in strips]
-        durations = [1500 if i == frames - 1 else 80 for i in range(frames)]
-        path = path.with_suffix(".gif")
+        durations = [80] * (len(pictures) - 1) + [1500]  # milliseconds; the result stays
         pictures[0].save(
             path, save_all=True, append_images=pictures[1:], duration=durations, loop=0
         )
     else:
-        rows = strips.swapaxes(0, 1).reshape(-1, *strips.shape[2:])
         path = path.with_name(path.name + "-strip.png")
-        save_image(grid(rows, columns=frames), path)
+        rows = strips.swapaxes(0, 1).reshape(-1, *strips.shape[2:])
+        save_image(grid(rows, columns=len(strips)), path)
     print(f"how they came to be: {path}", flush=True)
-
-
-def _classes(config: Mapping[str, Any], spec: datasets.DataSpec) -> int:
-    """How many classes a model can be asked for; 0 for one that takes no label."""
-    unconditional = config["family"] == "diffusion" and not config["diffusion"]["conditional"]
-    return 0 if unconditional else spec.num_classes
 
 
 def _check_labels(labels: Sequence[int], classes: int) -> None:

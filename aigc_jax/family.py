@@ -49,6 +49,7 @@ class Family(NamedTuple):
       evaluate: (params, extra, batch, key) -> {name: [B]}, a value per example.
       averaged: players whose EMA is kept, checkpointed and sampled from.
       fresh: batches drawn per step; phase i sees batch i % fresh (n_critic updates on fresh data).
+      num_classes: labels that `sample` takes in `cond`; 0 for a family that takes none.
       trajectory: like `sample`, with the number of frames as last argument -> [frames, n, H, W, C],
         how a sample comes to be; None where a family has no such thing.
     """
@@ -59,4 +60,5 @@ class Family(NamedTuple):
     evaluate: Callable
     averaged: tuple[str, ...]
     fresh: int = 1
+    num_classes: int = 0
     trajectory: Callable | None = None

@@ -133,6 +133,7 @@ DDPM_SMOKE = {
     "log.samples": 16,
     "checkpoint.every": 2,
     "evaluation.examples": 32,
+    "evaluation.recognise": 0,
 }
 
 

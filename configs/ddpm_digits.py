@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 VARIANTS = common.DDPM_VARIANTS | {
-    "smoke": common.DDPM_SMOKE | {"sampling.steps": 20},
+    "smoke": common.DDPM_SMOKE | {"evaluation.recognise": 32},
 }
 
 

@@ -91,6 +91,9 @@ def test_smoke_trains_evaluates_and_samples(run):
     assert "a classifier of real images" in said
 
 
+FAST = "-sampler_ddim-steps_3-guidance_2.0"  # how a file's name tells what was asked for
+
+
 def test_samples_are_written_with_labels_frames_and_arrays(run, tmp_path):
     folder, _ = run
     done = command(
@@ -98,7 +101,7 @@ def test_samples_are_written_with_labels_frames_and_arrays(run, tmp_path):
         "--steps=3", "--guidance=2", "--save=npz", "--frames=4", f"--output={tmp_path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    name = "step00000004-seed0-n6"
+    name = f"step00000004-seed0-n6{FAST}"
     assert pictures(tmp_path) == [f"{name}-strip.png", f"{name}.npz", f"{name}.png"]
     arrays = np.load(tmp_path / f"{name}.npz")
     assert arrays["image"].shape == (6, 8, 8, 1)
@@ -114,17 +117,17 @@ def test_every_image_and_an_animation(run, tmp_path, launch):
     sample = ["--mode=sample", f"--workdir={folder}", "--num=6", "--labels=3,7"]
     fast = ["--sampler=ddim", "--steps=3", "--guidance=2"]
     launch(*sample, *fast, "--save=png", "--frames=3", "--gif", f"--output={tmp_path}/a")
-    singles = sorted((tmp_path / "a" / "step00000004-seed0-n6").glob("*.png"))
+    singles = sorted((tmp_path / "a" / f"step00000004-seed0-n6{FAST}").glob("*.png"))
     assert [path.name for path in singles] == [f"{i:06d}.png" for i in range(6)]
-    animation = Image.open(tmp_path / "a" / "step00000004-seed0-n6.gif")
+    animation = Image.open(tmp_path / "a" / f"step00000004-seed0-n6{FAST}.gif")
     assert animation.n_frames == 3
     # The same images whatever the batch, the number and the process that drew them.
     launch(*sample, *fast, "--save=npz", "--num=3", "--batch=8", f"--output={tmp_path}/b")
-    arrays = np.load(tmp_path / "b" / "step00000004-seed0-n3.npz")["image"]
+    arrays = np.load(tmp_path / "b" / f"step00000004-seed0-n3{FAST}.npz")["image"]
     drawn = np.stack([np.asarray(Image.open(path)) for path in singles[:3]])
     assert np.abs(arrays[..., 0].astype(int) - drawn).max() <= 1
     launch(*sample, "--raw", "--step=2", "--seed=5", "--num=2", f"--output={tmp_path}/c", *fast)
-    assert pictures(tmp_path / "c") == ["step00000002-seed5-n2-raw.png"]
+    assert pictures(tmp_path / "c") == [f"step00000002-seed5-n2-raw{FAST}.png"]
 
 
 def test_a_finished_run_has_nothing_to_do_and_a_changed_one_is_refused(run, launch, capsys):
@@ -206,7 +209,7 @@ def test_a_mistake_is_told_in_one_line(run, launch, tmp_path, arguments, words):
     assert message.startswith("launch.py: ")
     assert words in message
     assert len(message.strip().splitlines()) == 1
-    assert not (tmp_path / "new" / "checkpoints").exists()
+    assert not (tmp_path / "new" / "config.json").exists()
 
 
 @pytest.mark.parametrize("number", [0, 2, 12])

@@ -98,7 +98,9 @@ def one_player(poison: float = 0.0) -> Family:
     def evaluate(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
         return {"error": error(params, extra, batch, key)}
 
-    return Family(init, (Phase("net", loss),), from_noise("net"), evaluate, ("net",))
+    return Family(
+        init, (Phase("net", loss),), from_noise("net"), evaluate, ("net",), num_classes=CLASSES
+    )
 
 
 def two_players() -> Family:

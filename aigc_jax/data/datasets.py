@@ -195,7 +195,7 @@ def _check_name(name: str, data_dir: str | None) -> None:
     base, config = re.fullmatch("([^/:]*)/?([^:]*).*", name).groups()
     if base and data_dir and os.path.isdir(os.path.join(data_dir, base, config)):
         return
-    known = [*tfds.list_builders(with_community_datasets=False), prepare.DIGITS, "folder"]
+    known = {*tfds.list_builders(with_community_datasets=False), prepare.DIGITS, "folder"}
     if base not in known:
         _fail_with_near_misses(name, base, known, "names are TFDS's, digits, folder")
     if config and config not in (configs := list(tfds.builder_cls(base).builder_configs)):

@@ -162,4 +162,12 @@ def diffusion(
         _, estimates = run((params, keys, cond), sampler.init(start(keys)), frames)
         return jnp.stack(estimates)
 
-    return Family(init, (Phase("net", loss),), sample, evaluate, ("net",), trajectory=trajectory)
+    return Family(
+        init,
+        (Phase("net", loss),),
+        sample,
+        evaluate,
+        averaged=("net",),
+        num_classes=num_classes,
+        trajectory=trajectory,
+    )

@@ -46,7 +46,7 @@ def train(
     workdir: str | pathlib.Path,
     family: Family,
     dataset: Dataset,
-    initial: Mapping[str, Any] | None = None,
+    initial: Callable[[], Mapping[str, Any]] | None = None,
 ) -> TrainState:
     """Trains until `train.steps`, resuming by itself what lies in `workdir`.
 
@@ -56,7 +56,8 @@ def train(
         samples/, checkpoints/ and best/.
       family: the built family.
       dataset: the open data set.
-      initial: {player: parameters} to start from instead of random ones, at step 0 only.
+      initial: () -> {player: parameters} to start from instead of random ones, called by a new run
+        only: one that resumes does not need what it once started from.
 
     Returns:
       The last state.
@@ -102,6 +103,7 @@ def train(
             process_count=jax.process_count(),
         )
         stack.callback(batches.close)
+        given = initial() if initial and not restored else {}
         if jax.process_index() == 0:  # nothing can be wrong with the config any more
             rundir.write(workdir, "config.json", rundir.as_dict(config))
             rundir.write(workdir, "spec.json", dataset.spec._asdict())
@@ -109,9 +111,7 @@ def train(
             state = restored[0]
             checkpoints.set_aside_after(start)
         else:
-            state = sharding.new_state(plan, target, config["seed"])
-            if initial:
-                state = _from_weights(state, initial)
+            state = _from_weights(sharding.new_state(plan, target, config["seed"]), given)
 
         writer = Writer(workdir, start, steps, batch_size)
         stack.callback(writer.close)

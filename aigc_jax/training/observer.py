@@ -94,7 +94,7 @@ class Observer:
 
     def sample(self, state: TrainState, step: int) -> None:
         """A grid from the same noise and labels each time."""
-        log, classes = self._config["log"], self._dataset.spec.num_classes
+        log, classes = self._config["log"], self._family.num_classes
         images = draw(
             self._family.sample,
             {**state.params, **state.ema},
