@@ -4,9 +4,9 @@
     python launch.py --config=configs/ddpm_celeba64.py:folder --config.data.path=faces.zip
 
 Published for CelebA 64x64, DDIM with 50, 100 and 1,000 steps: FID 9.17, 6.53 and 3.51, by Song et
-al. 2021 (arXiv:2010.02502, table 1), whose network this is: five resolutions with attention at 16. Their faces are framed differently,
-128 pixels around row 121, column 89 (here 140 around the centre), so scores will not compare to the
-digit. Not trained to the end here, and no time was measured.
+al. 2021 (arXiv:2010.02502, table 1), whose network this is: five resolutions, attention at 16.
+Their faces are framed otherwise, 128 pixels around row 121, column 89 (here 140 around the centre),
+so scores will not compare to the digit. Not trained to the end here, and no time was measured.
 """
 
 from ml_collections import ConfigDict
