@@ -184,11 +184,16 @@ def test_what_is_saved_is_the_state_of_that_moment_though_it_is_donated_at_once(
     assert toys.same(checkpoints.restore(target)[0], expected)
 
 
-def test_only_the_newest_are_kept_and_half_written_ones_go(tmp_path, opened):
+def test_only_the_newest_are_kept_and_half_written_ones_are_set_aside(tmp_path, opened, capsys):
     (tmp_path / "00000009.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
     assert opened(tmp_path).steps() == []
     assert (tmp_path / "00000009.orbax-checkpoint-tmp").exists()  # may be another's, being written
     checkpoints = opened(tmp_path, keep=2, clean=True)
+    (aside,) = tmp_path.with_name(tmp_path.name + "-damaged").iterdir()
+    assert (aside / "state").is_dir()
+    assert (
+        f"a save was cut short; what it had written now lies in {aside}" in capsys.readouterr().out
+    )
     for step in (1, 2, 3, 4):
         checkpoints.save(step, {"a": jnp.zeros(3)}, {"note": step})
     checkpoints.wait()

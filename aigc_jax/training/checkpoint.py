@@ -61,10 +61,14 @@ class Checkpoints:
     """The checkpoints of one run in `folder`, the newest `keep` of them."""
 
     def __init__(self, folder: str | pathlib.Path, keep: int = 2, clean: bool = False) -> None:
-        """Opens the folder; `clean`, for the run that writes there, removes half-written saves."""
+        """Opens the folder; the run that writes there has `clean` move half-written saves aside."""
         _hush_orbax()
         self.folder = pathlib.Path(folder).absolute()
-        self._keep, self._clean = keep, clean
+        self._keep = keep
+        if clean:
+            half = [path.name for path in self.folder.glob("*.orbax-checkpoint-tmp*")]
+            told = "a save was cut short; what it had written"
+            self._move_aside(dict.fromkeys(half, told))
         self._open()
 
     def _open(self) -> None:
@@ -72,7 +76,6 @@ class Checkpoints:
             max_to_keep=self._keep,
             step_format_fixed_length=8,
             create=True,
-            cleanup_tmp_directories=self._clean,
             # Two folders may be written at a time; their barriers must not meet.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 barrier_sync_key_prefix=self.folder.name
@@ -190,16 +193,20 @@ class Checkpoints:
         if not newer:
             return
         self._manager.close()
+        self._move_aside({f"{s:08d}": f"the damaged checkpoint of step {s}" for s in newer})
+        self._open()
+
+    def _move_aside(self, entries: Mapping[str, str]) -> None:
+        """Moves entries {name: what it is} to the folder's neighbour "-damaged", and says so."""
         if jax.process_index() == 0:
             aside = self.folder.with_name(self.folder.name + "-damaged")
-            aside.mkdir(exist_ok=True)
-            for name in (f"{s:08d}" for s in newer):
-                free = f"{name}-{len(list(aside.glob(name + '-*')))}"
-                (self.folder / name).rename(aside / free)
-                _say(f"the damaged checkpoint of step {int(name)} now lies in {aside / free}")
+            for name, what in entries.items():
+                aside.mkdir(exist_ok=True)
+                free = aside / f"{name}-{len(list(aside.glob(name + '-*')))}"
+                (self.folder / name).rename(free)
+                _say(f"{what} now lies in {free}")
         if jax.process_count() > 1:  # nobody looks before all is moved
-            multihost_utils.sync_global_devices("set_aside_after")
-        self._open()
+            multihost_utils.sync_global_devices(f"{self.folder.name} set aside")
 
 
 @functools.cache
