@@ -52,6 +52,12 @@ class Family(NamedTuple):
       num_classes: labels that `sample` takes in `cond`; 0 for a family that takes none.
       trajectory: like `sample`, with the number of frames as last argument -> [frames, n, H, W, C],
         how a sample comes to be; None where a family has no such thing.
+      restore: (params, extra, batch, key) -> {name: (given [B, H, W, C], restored [B, H, W, C])}
+        images in [-1, 1]: what the model makes of damaged or encoded images, to be compared with
+        batch["image"]; None where a family has no such thing.
+      likelihood: (params, extra, batch, key) -> {name: [B]}, like `evaluate`, but too dear for a
+        schedule: a whole bound, an importance-weighted one. Compiles what it needs itself; None
+        where a family has no such thing.
     """
 
     init: Callable
@@ -62,3 +68,5 @@ class Family(NamedTuple):
     fresh: int = 1
     num_classes: int = 0
     trajectory: Callable | None = None
+    restore: Callable | None = None
+    likelihood: Callable | None = None

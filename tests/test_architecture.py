@@ -8,7 +8,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FAMILIES = ("diffusion", "vae", "gan")
-PURE = ("process", "samplers", "losses", "objectives")  # maths that only sees arrays
+PURE = ("process", "samplers", "likelihood", "losses", "objectives")  # maths that only sees arrays
 MAX_LINES = 400
 # What may be named only where, of files in aigc_jax/, configs/ and launch.py.
 ONLY_IN = {

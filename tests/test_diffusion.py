@@ -10,14 +10,16 @@ import pytest
 
 from aigc_jax.data.datasets import DataSpec
 from aigc_jax.diffusion import family as families
+from aigc_jax.diffusion import likelihood
 from aigc_jax.diffusion import process as gaussian
 from aigc_jax.sampling import draw
-from aigc_jax.training.sharding import make_mesh
+from aigc_jax.training.sharding import make_mesh, put
 from configs import ddpm_digits
 
 SHAPE = (2, 2, 1)
 SAMPLING = {"sampler": "ddim", "steps": 5, "clip": True, "guidance": 1.0}
 T = 20
+LEVELS = jnp.array([0.1, 0.2, 0.05])  # of two classes, and of "none"
 
 
 class Formula(NamedTuple):
@@ -55,8 +57,16 @@ def loss(made, batch, seed=0):
     return jax.jit(made.phases[0].loss)({"net": {}}, {}, batch, jax.random.key(seed))[0]
 
 
+def metrics(made, batch, seed=0):
+    return jax.jit(made.evaluate)({"net": {}}, {}, batch, jax.random.key(seed))
+
+
 def evaluate(made, batch, seed=0):
-    return jax.jit(made.evaluate)({"net": {}}, {}, batch, jax.random.key(seed))["loss"]
+    return metrics(made, batch, seed)["loss"]
+
+
+def restored(made, batch, seed=0):
+    return jax.jit(made.restore)({"net": {}}, {}, batch, jax.random.key(seed))
 
 
 def sample(made, n=4, cond=None):
@@ -68,6 +78,19 @@ def column(values):
     return jnp.asarray(values)[:, None, None, None]
 
 
+def believing(prediction, x0_of):
+    """A network whose estimate of x_0 is `x0_of(label)`, whatever it sees."""
+    process = gaussian.variance_preserving(gaussian.betas("linear", T))
+    alpha_of, sigma_of = gaussian.per_time(process.alpha), gaussian.per_time(process.sigma)
+
+    def of(x, t, label, train):
+        alpha, sigma = alpha_of(t.astype(int)), sigma_of(t.astype(int))
+        x0 = x0_of(label) + jnp.zeros_like(x)
+        return gaussian.target(prediction, x0, gaussian.to_eps(x0, x, alpha, sigma), alpha, sigma)
+
+    return of
+
+
 def test_a_network_that_puts_out_zero_has_loss_one():
     made = family(lambda x, *_: 0.0, prediction="eps")
     value = loss(made, images(20_000, 0.3))
@@ -76,16 +99,7 @@ def test_a_network_that_puts_out_zero_has_loss_one():
 
 @pytest.mark.parametrize("prediction", gaussian.PREDICTIONS)
 def test_a_network_that_knows_the_image_has_loss_zero(prediction):
-    process = gaussian.variance_preserving(gaussian.betas("linear", T))
-    alpha_of, sigma_of = gaussian.per_time(process.alpha), gaussian.per_time(process.sigma)
-
-    def oracle(x, t, label, train):
-        alpha, sigma = alpha_of(t.astype(int)), sigma_of(t.astype(int))
-        x0 = jnp.full_like(x, 0.3)
-        eps = gaussian.to_eps(x0, x, alpha, sigma)
-        return gaussian.target(prediction, x0, eps, alpha, sigma)
-
-    made = family(oracle, prediction=prediction)
+    made = family(believing(prediction, lambda label: 0.3), prediction=prediction)
     assert loss(made, images(64, 0.3)) < 1e-8
     assert loss(made, images(64, 0.5)) > 1e-4
     np.testing.assert_allclose(sample(made), 0.3, atol=1e-4)
@@ -137,24 +151,157 @@ def test_an_unconditional_model_never_sees_a_label():
     batch = images(4) | {"label": jnp.zeros(4, jnp.int32)}
     loss(made, batch)
     evaluate(made, batch)
+    restored(made, batch)
     sample(made, 4, {"label": jnp.zeros(4, jnp.int32)})
 
 
-LEVELS = jnp.array([0.1, 0.2, 0.05])  # of two classes, and of "none"
+def test_evaluation_is_one_look_of_the_network_at_one_draw():
+    seen = []
+
+    def of(x, t, label, train):
+        seen.append((x, t))
+        return 0.1 * x
+
+    made = family(of, weighting="snr")
+    batch = {"image": jax.random.uniform(jax.random.key(1), (6, *SHAPE), minval=-1.0)}
+    found = made.evaluate({"net": {}}, {}, batch, jax.random.key(7))
+    assert found.keys() == {"loss"}
+    ((x_t, t),) = seen
+    # The draw that stored results were made with.
+    time_key, noise_key = jax.random.split(jax.random.key(7))
+    u = (np.arange(6) + jax.random.uniform(time_key, (6,))) / 6
+    index = np.asarray(u * T, int)
+    np.testing.assert_array_equal(t, index)
+    process = gaussian.variance_preserving(gaussian.betas("linear", T))
+    alpha, sigma = process.alpha[index], process.sigma[index]
+    eps = jax.random.normal(noise_key, (6, *SHAPE))
+    np.testing.assert_allclose(
+        x_t, gaussian.diffuse(batch["image"], eps, alpha, sigma), rtol=1e-5, atol=1e-6
+    )
+    error = np.mean((0.1 * x_t - batch["image"]) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(found["loss"], (alpha / sigma) ** 2 * error, rtol=1e-5)
+
+
+def bits(made, batch, key=0):
+    return made.likelihood({"net": {}}, {}, batch, jax.random.key(key))["bits_per_dim"]
+
+
+@pytest.mark.parametrize("prediction", gaussian.PREDICTIONS)
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+@pytest.mark.parametrize("clip", [True, False])
+def test_bits_of_all_times_are_the_bound_of_what_is_sampled(prediction, variance, clip):
+    process = gaussian.variance_preserving(gaussian.betas("linear", T))
+    of = believing(prediction, lambda label: 1.2)  # 1 where clipped
+    made = family(of, prediction=prediction, sampling={"clip": clip, "variance": variance})
+    x0 = images(2, 0.5)["image"]
+    term = jax.jit(likelihood.terms(process, variance))
+    guess = jnp.full_like(x0, 1.0 if clip else 1.2)
+    expected = sum(term(x0, guess, jnp.full(2, i)) for i in range(T))
+    expected += likelihood.prior(process, x0)
+    np.testing.assert_allclose(bits(made, {"image": x0}), expected, rtol=1e-4)
+
+
+def test_the_bound_sees_every_time_once_each_with_noise_of_its_own():
+    seen = []
+
+    def of(x, t, label, train):
+        jax.debug.callback(lambda x, t: seen.append((np.asarray(t), np.asarray(x))), x, t)
+        return 0.0 * x
+
+    bits(family(of), images(2, 0.0))
+    jax.effects_barrier()
+    seen.sort(key=lambda pair: pair[0][0])
+    assert [t.tolist() for t, _ in seen] == [[i, i] for i in range(T)]
+    sigma = gaussian.variance_preserving(gaussian.betas("linear", T)).sigma
+    noise = np.stack([x / sigma[i] for i, (_, x) in enumerate(seen)])
+    assert len(np.unique(noise)) == noise.size
+
+
+def test_a_better_model_has_fewer_bits():
+    batch = images(T, 0.5)
+    found = [
+        np.mean(bits(family(lambda x, *_, guess=guess: guess), batch))
+        for guess in (0.0, 0.4, 0.45, 0.5)
+    ]
+    assert np.all(np.diff(found) < 0)
+
+
+def test_bits_are_of_the_model_given_the_label_and_not_of_the_guided_one():
+    def of(x, t, label, train):
+        return column(LEVELS[label])
+
+    batch = images(T, 0.2) | {"label": jnp.full(T, 1)}
+    plain, guided = (bits(family(of, 2, sampling={"guidance": w}), batch) for w in (1.0, 3.0))
+    np.testing.assert_array_equal(plain, guided)
+    other = bits(family(of, 2), batch | {"label": jnp.zeros(T, jnp.int32)})
+    assert np.mean(other) > np.mean(plain)
+
+
+def test_metrics_and_restored_images_do_not_depend_on_the_number_of_devices():
+    made = family(with_memory, 3)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.uniform(-1, 1, (16, *SHAPE)).astype(np.float32),
+        "label": rng.integers(0, 3, 16).astype(np.int32),
+    }
+    for of in (metrics, restored):
+        one, eight = (of(made, put(make_mesh(jax.devices()[:n]), batch)) for n in (1, 8))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, eight
+        )
+
+
+@pytest.mark.parametrize("prediction", gaussian.PREDICTIONS)
+def test_a_network_that_knows_the_image_restores_it(prediction):
+    of = believing(prediction, lambda label: column(LEVELS[label]))
+    label = jnp.array([1, 0, 0, 1, 1])
+    batch = {"image": column(LEVELS[label]) + jnp.zeros((5, *SHAPE)), "label": label}
+    found = restored(family(of, 2, prediction=prediction), batch)
+    assert found.keys() == {"t=2", "t=6", "t=10"}  # 0.1, 0.3 and 0.5 of T
+    for given, image in found.values():
+        assert given.shape == image.shape == (5, *SHAPE)
+        np.testing.assert_allclose(image, batch["image"], atol=1e-4)
+        assert np.abs(given - batch["image"]).max() > 0.01
+
+
+def test_what_is_restored_is_seen_as_the_network_saw_it_and_within_range():
+    seen = []
+
+    def of(x, t, label, train):
+        seen.append((x, t))
+        return 7.0 * jnp.sign(x)
+
+    made = family(of, sampling={"clip": False})  # the estimates may leave [-1, 1], the images not
+    batch = {"image": jax.random.uniform(jax.random.key(1), (4, *SHAPE), minval=-1.0)}
+    found = made.restore({"net": {}}, {}, batch, jax.random.key(0))
+    ((x, t),) = seen
+    process = gaussian.variance_preserving(gaussian.betas("linear", T))
+    distances = []
+    for time in (2, 6, 10):
+        given, image = found[f"t={time}"]
+        x_t = x[t == time]
+        np.testing.assert_allclose(given, np.clip(x_t / process.alpha[time], -1, 1), rtol=1e-5)
+        np.testing.assert_array_equal(image, np.sign(x_t))
+        eps = (x_t - process.alpha[time] * batch["image"]) / process.sigma[time]
+        assert np.abs(eps).max() < 4
+        assert 0.4 < np.std(eps) < 1.6
+        distances.append(eps)
+    assert np.abs(distances[0] - distances[1]).min() > 1e-4  # each level has noise of its own
+    assert np.abs(distances[1] - distances[2]).min() > 1e-4
+
+
+def test_levels_of_damage_are_shares_of_the_times():
+    for total, names in ((1000, {"t=100", "t=300", "t=500"}), (1, {"t=0"})):
+        found = restored(
+            family(lambda x, *_: 0.0, timesteps=total, sampling={"steps": 1}), images(2)
+        )
+        assert found.keys() == names
 
 
 @pytest.mark.parametrize("prediction", gaussian.PREDICTIONS)
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0])
 def test_guidance_is_its_formula_for_every_prediction(prediction, guidance):
-    process = gaussian.variance_preserving(gaussian.betas("linear", T))
-    alpha_of, sigma_of = gaussian.per_time(process.alpha), gaussian.per_time(process.sigma)
-
-    def of(x, t, label, train):  # a model whose x_0 is LEVELS[label]
-        alpha, sigma = alpha_of(t.astype(int)), sigma_of(t.astype(int))
-        x0 = column(LEVELS[label]) + jnp.zeros_like(x)
-        eps = gaussian.to_eps(x0, x, alpha, sigma)
-        return gaussian.target(prediction, x0, eps, alpha, sigma)
-
+    of = believing(prediction, lambda label: column(LEVELS[label]))
     made = family(of, 2, prediction=prediction, sampling={"clip": False, "guidance": guidance})
     found = sample(made, 4, {"label": jnp.array([0, 1, 0, 1])})
     expected = 0.05 + guidance * (np.array([0.1, 0.2, 0.1, 0.2]) - 0.05)

@@ -1,17 +1,19 @@
 """Denoising diffusion as a family: one player, one phase (Ho et al. 2020, algorithm 1)."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from aigc_jax.diffusion import likelihood, samplers
 from aigc_jax.diffusion import process as gaussian
-from aigc_jax.diffusion import samplers
 from aigc_jax.family import Family, Phase
 from aigc_jax.networks.unet import UNet
 
 NETWORKS = {"unet": UNet}
+DAMAGE = (0.1, 0.3, 0.5)  # shares of T at which `restore` shows what one step of denoising gives
 
 
 def build(config: Mapping[str, Any], spec: Any) -> Family:
@@ -76,6 +78,7 @@ def diffusion(
     if guidance != 1.0 and not num_classes:
         raise ValueError("sampling.guidance other than 1 needs diffusion.conditional=True")
     sampler = samplers.build(process, **sampling)
+    term = likelihood.terms(process, sampling.get("variance", "fixed_large"))
 
     def init(key: jax.Array) -> tuple[dict, dict]:
         x = jnp.zeros((1, *image_shape))
@@ -84,39 +87,92 @@ def diffusion(
     def output(params: Any, x: jax.Array, t: jax.Array, label: Any, **kwargs: Any) -> jax.Array:
         return network.apply({"params": params["net"]}, x, t, label, **kwargs)
 
-    def errors(
-        params: Any, batch: Any, index: jax.Array, label: Any, key: jax.Array, **kwargs: Any
-    ) -> jax.Array:
-        """Weighted squared error of each example at time number `index` [B], mean over pixels."""
-        x0 = batch["image"]
-        alpha, sigma = alpha_of(index), sigma_of(index)
+    def predict(
+        params: Any, x0: jax.Array, index: jax.Array, label: Any, key: jax.Array, **kwargs: Any
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x_t of images at time numbers `index` [B], the noise in it, and the network's output."""
         eps = jax.random.normal(key, x0.shape)
-        x_t = gaussian.diffuse(x0, eps, alpha, sigma)
-        pred = output(params, x_t, time_of(index), label, **kwargs)
-        target = gaussian.target(prediction, x0, eps, alpha, sigma)
+        x_t = gaussian.diffuse(x0, eps, alpha_of(index), sigma_of(index))
+        return x_t, eps, output(params, x_t, time_of(index), label, **kwargs)
+
+    def errors(x0: jax.Array, eps: jax.Array, pred: jax.Array, index: jax.Array) -> jax.Array:
+        """Weighted squared error of each example, mean over pixels."""
+        target = gaussian.target(prediction, x0, eps, alpha_of(index), sigma_of(index))
         return weight_of(index) * jnp.mean((pred - target) ** 2, axis=(1, 2, 3))
+
+    def estimate(pred: jax.Array, x_t: jax.Array, index: jax.Array) -> jax.Array:
+        """What an output says of x_0, clipped if `clip`."""
+        x0 = gaussian.to_x0(prediction, pred, x_t, alpha_of(index), sigma_of(index))
+        return jnp.clip(x0, -1.0, 1.0) if clip else x0
 
     def loss(params: Any, extra: Any, batch: Any, key: jax.Array) -> tuple:
         time_key, noise_key, drop_key, label_key = jax.random.split(key, 4)
-        n = len(batch["image"])
+        x0 = batch["image"]
+        n = len(x0)
         index = jax.random.randint(time_key, (n,), 0, timesteps)
         label = None
         if num_classes:
             dropped = jax.random.bernoulli(label_key, label_dropout, (n,))
             label = jnp.where(dropped, num_classes, batch["label"])
-        error = errors(
-            params, batch, index, label, noise_key, train=True, rngs={"dropout": drop_key}
+        _, eps, pred = predict(
+            params, x0, index, label, noise_key, train=True, rngs={"dropout": drop_key}
         )
-        return jnp.mean(error), ({}, extra)
+        return jnp.mean(errors(x0, eps, pred, index)), ({}, extra)
 
     def evaluate(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
         """{"loss": [B]}: the training loss, its times stratified over the batch."""
         time_key, noise_key = jax.random.split(key)
-        n = len(batch["image"])
+        x0 = batch["image"]
+        n = len(x0)
         u = (jnp.arange(n) + jax.random.uniform(time_key, (n,))) / n
         index = jnp.minimum((u * timesteps).astype(jnp.int32), timesteps - 1)
         label = batch["label"] if num_classes else None
-        return {"loss": errors(params, batch, index, label, noise_key)}
+        _, eps, pred = predict(params, x0, index, label, noise_key)
+        return {"loss": errors(x0, eps, pred, index)}
+
+    @jax.jit
+    def add_term(
+        params: Any, batch: Any, key: jax.Array, i: jax.Array, total: jax.Array
+    ) -> jax.Array:
+        """`total` [B] and the bound's term of time number i, from one draw of x_t."""
+        x0 = batch["image"]
+        index = jnp.full((len(x0),), i)
+        label = batch["label"] if num_classes else None
+        x_t, _, pred = predict(params, x0, index, label, jax.random.fold_in(key, i))
+        return total + term(x0, estimate(pred, x_t, index), index)
+
+    def bits(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
+        """{"bits_per_dim": [B]}: the whole bound on -log p of an image, a network call a time.
+
+        The bound is of ancestral sampling over all T times, whatever `sampling` draws samples with:
+        with its `variance`, with estimates of x_0 clipped where it clips, as Ho et al. 2020 do,
+        unguided. A single time in place of all T is no estimate worth its name: the first few hold
+        most of the bound (Nichol & Dhariwal 2021, arXiv:2102.09672, figure 2).
+        """
+        total = jax.jit(partial(likelihood.prior, process))(batch["image"])
+        for i in range(timesteps):
+            total = add_term(params, batch, key, i, total)
+        return {"bits_per_dim": total}
+
+    def restore(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, tuple]:
+        """{"t=100": (x_t / alpha_t, the estimate of x_0 from x_t), ...} at 0.1, 0.3 and 0.5 T.
+
+        x_t is divided by alpha_t for its image to have its own contrast; both are clipped to
+        [-1, 1], to be shown.
+        """
+        x0 = batch["image"]
+        n, levels = len(x0), len(DAMAGE)
+        times = [round(share * timesteps) for share in DAMAGE]
+        # The levels of an image are neighbours, so that devices keep the rows that they hold.
+        index = jnp.tile(jnp.asarray(times), n)
+        label = jnp.repeat(batch["label"], levels) if num_classes else None
+        x_t, _, pred = predict(params, jnp.repeat(x0, levels, axis=0), index, label, key)
+        given = x_t / alpha_of(index)[:, None, None, None]
+        pair = [
+            jnp.clip(x, -1.0, 1.0).reshape(n, levels, *image_shape)
+            for x in (given, estimate(pred, x_t, index))
+        ]
+        return {f"t={t}": (pair[0][:, i], pair[1][:, i]) for i, t in enumerate(times)}
 
     def denoise(params: Any, cond: Mapping[str, Any], x: jax.Array, t: jax.Array) -> jax.Array:
         """Estimate of x_0, guided (Ho & Salimans 2022) as x_0(none) + w (x_0(label) - x_0(none)).
@@ -125,11 +181,9 @@ def diffusion(
         """
         n = len(x)
         times = jnp.full((n,), t)
-        index = times.astype(jnp.int32)
-        alpha, sigma = alpha_of(index), sigma_of(index)
         label = cond.get("label") if num_classes else None
         if label is None or guidance == 1.0:
-            x0 = gaussian.to_x0(prediction, output(params, x, times, label), x, alpha, sigma)
+            pred = output(params, x, times, label)
         else:
             none = jnp.full((n,), num_classes, label.dtype)
             both = output(
@@ -139,9 +193,8 @@ def diffusion(
                 jnp.concatenate([label, none]),
             )
             with_label, without = jnp.split(both, 2)
-            guided = without + guidance * (with_label - without)
-            x0 = gaussian.to_x0(prediction, guided, x, alpha, sigma)
-        return jnp.clip(x0, -1.0, 1.0) if clip else x0
+            pred = without + guidance * (with_label - without)
+        return estimate(pred, x, times.astype(jnp.int32))
 
     def advance(context: Any, carry: Any, row: Any, i: jax.Array) -> tuple:
         params, keys, cond = context
@@ -170,4 +223,6 @@ def diffusion(
         averaged=("net",),
         num_classes=num_classes,
         trajectory=trajectory,
+        restore=restore,
+        likelihood=bits,
     )
