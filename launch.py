@@ -3,6 +3,7 @@
     python launch.py --config=configs/ddpm_digits.py
     python launch.py --config=configs/ddpm_cifar.py:cosine+v --config.network.width=64
     python launch.py --mode=sample --workdir=runs/ddpm_digits --num=100
+    python launch.py --mode=evaluate --workdir=runs/ddpm_digits --num=500
     python launch.py --mode=export --workdir=runs/ddpm_digits --output=exported
 
 Training again in the same --workdir resumes; the other modes need only --workdir.
@@ -11,6 +12,8 @@ Training again in the same --workdir resumes; the other modes need only --workdi
 import difflib
 import os
 import pathlib
+import runpy
+import shlex
 import sys
 import traceback
 
@@ -22,19 +25,20 @@ HERE = pathlib.Path(__file__).resolve().parent
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment: configs/NAME.py, or configs/NAME.py:variant+variant."
 )
-MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "export"], "What to do.")
+MODES = ["train", "sample", "evaluate", "report", "export"]
+MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/NAME[-variant].")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to take; default: the newest.")
 OUTPUT = flags.DEFINE_string("output", None, "sample, export: folder to write to.")
 
-NUM = flags.DEFINE_integer("num", 64, "sample: how many images.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "sample: sample i depends on (seed, i) only.")
+NUM = flags.DEFINE_integer("num", None, "How many samples; 64, or the evaluation's.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Sample i depends on (seed, i) only.")
 LABELS = flags.DEFINE_list("labels", None, "sample: classes to draw, in turn, such as 3,7.")
-SAMPLER = flags.DEFINE_string("sampler", None, "sample: ancestral or ddim.")
-STEPS = flags.DEFINE_integer("steps", None, "sample: steps of the sampler.", lower_bound=1)
-GUIDANCE = flags.DEFINE_float("guidance", None, "sample: strength of the label; 1 is plain.")
-BATCH = flags.DEFINE_integer("batch", 64, "sample: images at a time.", lower_bound=1)
-RAW = flags.DEFINE_bool("raw", False, "sample: the parameters themselves, not their EMA.")
+SAMPLER = flags.DEFINE_string("sampler", None, "Of samples: ancestral or ddim.")
+STEPS = flags.DEFINE_integer("steps", None, "Of samples: steps of the sampler.", lower_bound=1)
+GUIDANCE = flags.DEFINE_float("guidance", None, "Of samples: strength of the label; 1 is plain.")
+BATCH = flags.DEFINE_integer("batch", 64, "Samples at a time.", lower_bound=1)
+RAW = flags.DEFINE_bool("raw", False, "Samples of the parameters themselves, not their EMA.")
 SAVE = flags.DEFINE_enum("save", "", ["", "png", "npz"], "sample: also every image.")
 FRAMES = flags.DEFINE_integer("frames", 0, "sample: also a strip of so many.", lower_bound=0)
 GIF = flags.DEFINE_bool("gif", False, "sample: the frames as an animation.")
@@ -63,31 +67,49 @@ def main(argv: list[str]) -> None:
         jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     from aigc_jax import experiment
 
+    drawing = {
+        "seed": SEED.value,
+        "settings": {
+            "sampler": SAMPLER.value,
+            "steps": STEPS.value,
+            "guidance": GUIDANCE.value,
+        },
+        "batch_size": BATCH.value,
+        "step": STEP.value,
+        "raw": RAW.value,
+    }
     if MODE.value == "train":
-        experiment.train(config, workdir)
+        experiment.train(config, workdir, origin())
     elif MODE.value == "sample":
         experiment.sample(
             workdir,
             config,
-            count=NUM.value,
-            seed=SEED.value,
+            count=64 if NUM.value is None else NUM.value,
             labels=as_labels(LABELS.value),
-            settings={
-                "sampler": SAMPLER.value,
-                "steps": STEPS.value,
-                "guidance": GUIDANCE.value,
-            },
-            batch_size=BATCH.value,
-            step=STEP.value,
-            raw=RAW.value,
             frames=FRAMES.value,
             gif=GIF.value,
             save=SAVE.value,
             output=OUTPUT.value,
+            **drawing,
         )
+    elif MODE.value == "evaluate":
+        experiment.evaluate(workdir, config, count=NUM.value, **drawing)
+    elif MODE.value == "report":
+        experiment.make_report(workdir)
     else:
         output = OUTPUT.value or workdir / "diffusers"
         experiment.export(workdir, output, config, step=STEP.value)
+
+
+def origin() -> dict:
+    """What a run's report says of its command, and the config that its own differs from."""
+    file = flags.FLAGS["config"].config_filename
+    base = runpy.run_path(file.partition(":")[0])["get_config"]()
+    return {
+        "config": file,
+        "command": shlex.join(["python", *sys.argv]),
+        "base": base.to_dict(),
+    }
 
 
 def as_labels(words: list[str] | None) -> list[int] | None:

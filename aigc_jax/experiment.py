@@ -1,4 +1,4 @@
-"""What one command does: train, sample, export. Everything that `launch.py` and notebooks call."""
+"""What one command does: train, sample, evaluate, ... All that `launch.py` and notebooks call."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -10,58 +10,46 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from aigc_jax import build, weights
-from aigc_jax.data import augment, datasets
-from aigc_jax.evaluation.recognition import Recognition, recognise
+from aigc_jax import build, judging, weights
+from aigc_jax.data import datasets
+from aigc_jax.evaluation import evaluators, report, results
 from aigc_jax.family import Family
 from aigc_jax.sampling import draw
 from aigc_jax.training import loop, rundir, sharding
 from aigc_jax.training.writers import grid, grid_columns, save_image, to_uint8
 
 
-def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Any:
-    """Trains an experiment in `workdir`, resuming what lies there; returns the last state."""
-    data = dict(config["data"])
-    splits = dict.fromkeys((data.pop("train_split"), data.pop("test_split")))
-    dataset = datasets.load(**data, splits=tuple(splits))
+def train(
+    config: Mapping[str, Any],
+    workdir: str | pathlib.Path,
+    origin: Mapping[str, Any] | None = None,
+) -> Any:
+    """Trains an experiment in `workdir`, resuming what lies there; returns the last state.
+
+    `origin` is what the run's report shall say of its command: {"config", "command", "base"}.
+    """
+    dataset = _open_data(config)
     family = build.build(config, dataset.spec)
-    if config["evaluation"]["recognise"] and not dataset.spec.num_classes:
-        raise ValueError("evaluation.recognise needs data with labels; this data set has none")
+    evaluators.check_names(config["evaluations"])
+    if config["evaluation"]["at_end"]:  # what it would lack then is better missed now
+        judging.open_eye(config, dataset, sharding.make_mesh())
     initial = partial(weights.load, config["init_from"], config, family)
-    state = loop.train(config, workdir, family, dataset, initial if config["init_from"] else None)
-    if config["evaluation"]["recognise"] and int(state.step) == config["train"]["steps"]:
-        result = recognition(config, family, dataset, state)
-        if jax.process_index() == 0:
-            print(result, flush=True)
+    state = loop.train(
+        config, workdir, family, dataset, initial if config["init_from"] else None, origin
+    )
+    if int(state.step) == config["train"]["steps"]:
+        if config["evaluation"]["at_end"]:
+            evaluate(workdir, config)
+        else:
+            make_report(workdir)
     return state
 
 
-def recognition(
-    config: Mapping[str, Any], family: Family, dataset: datasets.Dataset, state: Any
-) -> Recognition:
-    """Reads `evaluation.recognise` fresh samples with a classifier of the real images."""
-    count, classes = config["evaluation"]["recognise"], dataset.spec.num_classes
-    batches = draw(
-        family.sample,
-        {**state.params, **state.ema},
-        state.extra,
-        sharding.make_mesh(),
-        seed=config["seed"] + 1,  # not the noise of the grids
-        count=count,
-        labels=range(classes) if family.num_classes else None,
-        batch_size=config["train"]["batch_size"],
-    )
-
-    def real(split: str) -> tuple[np.ndarray, np.ndarray]:
-        rows = dataset.sources[split].fetch(np.arange(dataset.spec.splits[split]))
-        return np.asarray(augment.to_float(rows["image"])), rows["label"]
-
-    return recognise(
-        np.concatenate(list(batches)),
-        real(config["data"]["train_split"]),
-        real(config["data"]["test_split"]),
-        labels=np.arange(count) % classes if family.num_classes else None,
-    )
+def _open_data(config: Mapping[str, Any]) -> datasets.Dataset:
+    data = dict(config["data"])
+    splits = [data.pop("train_split"), data.pop("test_split")]
+    splits.append(config["evaluation"]["reference_split"])
+    return datasets.load(**data, splits=tuple(dict.fromkeys(splits)))
 
 
 class Model(NamedTuple):
@@ -154,9 +142,7 @@ def sample(
         raise ValueError(f"save is 'png', 'npz' or nothing, not {save!r}")
     if frames < 0 or (gif and not frames):
         raise ValueError(f"an animation needs a number of frames, such as 20, not {frames}")
-    settings = {k: v for k, v in (settings or {}).items() if v is not None}
-    config = rundir.as_dict(rundir.read(workdir, "config.json") if config is None else config)
-    config["sampling"] |= settings
+    config = _with_sampling(workdir, config, settings)
     model = load(workdir, config, step=step, raw=raw)
     family = model.family
     if labels is not None:
@@ -183,7 +169,7 @@ def sample(
 
     folder = pathlib.Path(output) if output else workdir / "generated"
     words = [f"step{model.step:08d}", f"seed{seed}", f"n{count}", *["raw"] * raw]
-    name = "-".join([*words, *(f"{key}_{value}" for key, value in settings.items())])
+    name = "-".join([*words, *_words(settings)])
     path = folder / f"{name}.png"
     shown = images[:400].astype(np.float32) / 127.5 - 1  # a larger grid is no picture
     save_image(grid(shown, columns=grid_columns(len(shown), family.num_classes)), path)
@@ -205,6 +191,97 @@ def sample(
     return path
 
 
+def evaluate(
+    workdir: str | pathlib.Path,
+    config: Mapping[str, Any] | None = None,
+    *,
+    count: int | None = None,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    batch_size: int = 64,
+    step: int | None = None,
+    raw: bool = False,
+) -> list[results.Row]:
+    """Runs `config.evaluations` on a trained model; prints a table and writes it as JSON.
+
+    Args:
+      workdir, config, step, raw: see `load`.
+      count: samples; None for the config's.
+      seed, settings, batch_size: of the samples, as for `sample`.
+
+    Raises:
+      ValueError, FileNotFoundError: an unknown evaluator, missing weights or images of another
+        size than the feature network's, all before the first sample is drawn.
+    """
+    workdir = pathlib.Path(workdir)
+    config = _with_sampling(workdir, config, settings)
+    if "evaluations" not in config:
+        raise ValueError(f"{workdir} is older than evaluations: name its config by --config too")
+    evaluators.check_names(config["evaluations"])
+    count = config["evaluation"]["count"] if count is None else count
+    mesh, dataset = sharding.make_mesh(), _open_data(config)
+    eye = judging.open_eye(config, dataset, mesh, batch_size)
+    model = load(workdir, config, step=step, raw=raw)
+    if model.spec.image_shape != dataset.spec.image_shape:
+        shapes = ("x".join(map(str, s.image_shape)) for s in (model.spec, dataset.spec))
+        raise ValueError("the model draws images of {}, the data set has {}".format(*shapes))
+    subject = judging.subject(
+        config,
+        model.family,
+        dataset,
+        mesh,
+        eye,
+        model.params,
+        model.extra,
+        count=count,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    protocol = judging.protocol(config, raw=raw, seed=seed)
+    rows = evaluators.run(subject, config["evaluations"], **protocol)
+    if jax.process_index() == 0:
+        words = [f"step{model.step:08d}", f"seed{seed}", f"n{count}", eye.network.name]
+        name = "-".join([*words, *["raw"] * raw, *_words(settings)])
+        pictures = {}
+        if "memorisation" in config["evaluations"]:
+            path = workdir / "evaluations" / f"{name}-nearest.png"
+            save_image(_nearest(subject), path)
+            pictures[NEAREST] = f"evaluations/{path.name}"
+        path = workdir / "evaluations" / f"{name}.json"
+        results.write(path, rows, step=model.step, scheduled=False, pictures=pictures)
+        print(f"step {model.step} of {workdir}, {count} samples:", flush=True)
+        print(results.table(rows, config["published"]), flush=True)
+        print(f"{path}\n{report.write(workdir)}", flush=True)
+    return rows
+
+
+NEAREST = (
+    "Top: the samples nearest to training images, nearest first. Middle: the nearest training "
+    "image of each. Bottom: its nearest held-out image."
+)
+
+
+def _nearest(subject: evaluators.Subject, count: int = 12) -> Image.Image:
+    """The samples nearest to training images, above these and the nearest held-out ones."""
+    found, images = subject.copying, subject.drawn[0]
+    order = np.argsort(found.distances[:, 0])[:count]
+    rows = [
+        images[order],
+        *(
+            split.fetch(index[order])["image"]
+            for split, index in ((subject.reference, found.train), (subject.held_out, found.test))
+        ),
+    ]
+    shown = np.concatenate(rows).astype(np.float32) / 127.5 - 1
+    return grid(shown, columns=len(order))
+
+
+def make_report(workdir: str | pathlib.Path) -> None:
+    """Writes the report of a run, finished or not."""
+    if jax.process_index() == 0:
+        print(report.write(workdir), flush=True)
+
+
 def export(
     workdir: str | pathlib.Path,
     output: str | pathlib.Path,
@@ -216,6 +293,20 @@ def export(
     model = load(workdir, config, step=step)
     weights.export(output, model.params, model.config, model.spec)
     print(f"step {model.step} of {workdir} as a diffusers pipeline: {output}", flush=True)
+
+
+def _with_sampling(
+    workdir: pathlib.Path, config: Mapping[str, Any] | None, settings: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """A run's config, or the one given, with other values of `config.sampling`."""
+    config = rundir.as_dict(rundir.read(workdir, "config.json") if config is None else config)
+    given = {key: value for key, value in (settings or {}).items() if value is not None}
+    return config | {"sampling": config["sampling"] | given}
+
+
+def _words(settings: Mapping[str, Any] | None) -> list[str]:
+    """What was set for the samples, as parts of a file's name."""
+    return [f"{key}_{value}" for key, value in (settings or {}).items() if value is not None]
 
 
 def _trajectory(family: Family, frames: int, *of_sample: Any) -> Any:

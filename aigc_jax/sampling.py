@@ -35,12 +35,12 @@ def draw(
         cond = {}
         if labels is not None:
             chosen = np.asarray(labels, np.int32)[index % len(labels)]
-            cond = {"label": put(mesh, _of_this_process(chosen))}
+            cond = {"label": put(mesh, of_this_process(chosen))}
         images = fetch(sample(params, extra, sample_keys(mesh, seed, start, batch_size), cond))
         kept = min(batch_size, count - start)
         yield images[:kept] if images.ndim == 4 else images[:, :kept]
 
 
-def _of_this_process(rows: np.ndarray) -> np.ndarray:
+def of_this_process(rows: np.ndarray) -> np.ndarray:
     """This process's share of an array split over all devices."""
     return np.split(rows, jax.process_count())[jax.process_index()]

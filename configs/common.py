@@ -8,6 +8,18 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+EVALUATIONS = (
+    "examples",
+    "likelihood",
+    "restoration",
+    "fid",
+    "kid",
+    "precision_recall",
+    "inception_score",
+    "modes",
+    "memorisation",
+)
+
 
 def ddpm() -> ConfigDict:
     """A config with every key that a diffusion experiment has; numbers are Ho et al. 2020's."""
@@ -94,7 +106,22 @@ def ddpm() -> ConfigDict:
         {"every": 100, "eval_every": 10_000, "sample_every": 10_000, "samples": 100}
     )
     config.checkpoint = ConfigDict({"every": 5000, "keep": 2, "best": "", "best_mode": "min"})
-    config.evaluation = ConfigDict({"examples": 0, "recognise": 0})  # 0: all examples; not done
+    config.evaluations = EVALUATIONS
+    config.evaluation = ConfigDict(
+        {
+            "network": "inception",  # of the features: or resnet56, lenet, stacked_lenet, digits
+            "weights": placeholder(str),  # its file; None: looked for in $AIGC_WEIGHTS
+            "count": 50_000,  # samples
+            "reference_split": "train",
+            "statistics": "",  # an .npz of mu and sigma to take the Fréchet distance to instead
+            "manifold_count": 10_000,  # most images where all pairs are compared
+            "likelihood_count": 0,  # examples whose likelihood is bounded; 0: all
+            "at_end": False,  # of training too, as by --mode=evaluate
+            # On the schedule of log.eval_every, while training:
+            "examples": 0,  # of the test split; 0: all
+            "scheduled_count": 0,  # samples; 0: no distribution metrics
+        }
+    )
     config.published = ()  # rows (metric, value, source)
     return config
 
@@ -133,7 +160,10 @@ DDPM_SMOKE = {
     "log.samples": 16,
     "checkpoint.every": 2,
     "evaluation.examples": 32,
-    "evaluation.recognise": 0,
+    "evaluation.count": 32,
+    "evaluation.likelihood_count": 32,
+    "evaluation.at_end": False,
+    "evaluation.scheduled_count": 0,
 }
 
 

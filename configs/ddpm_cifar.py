@@ -26,5 +26,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.published = (
         ("fid", 3.17, "Ho et al. 2020, table 1 (against the training set)"),
         ("inception_score", 9.46, "Ho et al. 2020, table 1"),
+        ("bits_per_dim", 3.75, "Ho et al. 2020, table 1, upper bound (test set)"),
     )
     return common.finish(config, VARIANTS, variant)

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from configs import common
 
 VARIANTS = common.DDPM_VARIANTS | {
-    "smoke": common.DDPM_SMOKE | {"evaluation.recognise": 32},
+    "smoke": common.DDPM_SMOKE
+    | {"evaluation.at_end": True, "evaluation.count": 100, "evaluation.scheduled_count": 50},
 }
 
 
@@ -35,5 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.ema.update({"half_life": 20_000.0, "ramp": 0.1})
     config.log.update({"eval_every": 1000, "sample_every": 1000})
     config.checkpoint.update({"every": 1000, "best": "test/loss"})
-    config.evaluation.recognise = 500
+    config.evaluation.update(
+        {"network": "digits", "count": 500, "scheduled_count": 200, "at_end": True}
+    )
     return common.finish(config, VARIANTS, variant)

@@ -29,5 +29,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.ema.update({"half_life": 20_000.0, "ramp": 0.1})
     config.log.update({"eval_every": 1000, "sample_every": 500})
     config.checkpoint.update({"every": 250, "best": "test/loss"})
-    config.evaluation.examples = 2000
+    config.evaluation.update({"network": "lenet", "count": 10_000, "examples": 2000})
+    config.evaluation.likelihood_count = 256  # a thousand network calls each
     return common.finish(config, VARIANTS, variant)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Before jax is imported: these are read once.
@@ -12,6 +13,8 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the oracles are packages, never downloads
+# Features that an earlier version left behind would hide what a change does to them.
+os.environ["AIGC_CACHE"] = tempfile.mkdtemp(prefix="aigc-cache-")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -119,7 +119,7 @@ def test_ddpm_cifar_is_the_published_recipe():
     params, *_ = shapes(made, config, SPECS["ddpm_cifar"])
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == 35_746_307
     published = {metric: value for metric, value, _ in config.published}
-    assert published == {"fid": 3.17, "inception_score": 9.46}
+    assert published == {"fid": 3.17, "inception_score": 9.46, "bits_per_dim": 3.75}
 
 
 def test_variants_join_from_left_to_right():

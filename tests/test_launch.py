@@ -60,7 +60,7 @@ def run(tmp_path_factory):
     """A conditional model of the digits, trained by the smoke variant in a process of its own."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     done = command(
-        f"{DIGITS}:smoke+conditional", f"--workdir={folder}", "--config.evaluation.recognise=16"
+        f"{DIGITS}:smoke+conditional", f"--workdir={folder}", "--config.evaluation.count=40"
     )
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
@@ -88,7 +88,28 @@ def test_smoke_trains_evaluates_and_samples(run):
     assert sorted(map(int, saved)) == [2, 4]
     assert "starting at step 0 of 4" in said
     assert "done: step 4" in said
-    assert "a classifier of real images" in said
+    # The evaluation at the end: rows beside what real images get, as a table and as JSON.
+    table = [line.split() for line in said.splitlines()]
+    assert next(line for line in table if line[0] == "metric")[:3] == ["metric", "value", "real"]
+    (path,) = (folder / "evaluations").glob("step00000004-seed0-n40-digits.json")
+    rows = {row["metric"]: row for row in json.loads(path.read_text())["rows"]}
+    assert {"loss", "bits_per_dim", "fd_digits", "recall_digits", "agreement_digits"} <= set(rows)
+    fd = rows["fd_digits"]
+    assert fd["n"] == 40
+    assert (fd["network"], fd["reference"]) == ("digits", "digits train (1501)")
+    assert (fd["sampler"], fd["steps"], fd["weights"], fd["seed"]) == ("ancestral", 4, "EMA", 0)
+    assert 0 < fd["real"] < fd["value"]  # four steps of training draw nothing like a digit
+    scheduled = json.loads((folder / "evaluations" / "scheduled-00000004.json").read_text())
+    assert {row["n"] for row in scheduled["rows"]} == {50}
+    assert (folder / "restored" / "00000004.png").is_file()
+    assert (folder / "evaluations" / f"{path.stem}-nearest.png").is_file()
+    page = (folder / "report.html").read_text()
+    assert "fd_digits" in page
+    origin = json.loads((folder / "origin.json").read_text())
+    assert origin["config"] == "configs/ddpm_digits.py:smoke+conditional"
+    assert origin["base"]["train"]["steps"] == 4000
+    assert [session["step"] for session in origin["sessions"]] == [0]
+    assert origin["sessions"][0]["packages"]["jax"] == jax.__version__
 
 
 FAST = "-sampler_ddim-steps_3-guidance_2.0"  # how a file's name tells what was asked for
@@ -130,17 +151,36 @@ def test_every_image_and_an_animation(run, tmp_path, launch):
     assert pictures(tmp_path / "c") == [f"step00000002-seed5-n2-raw{FAST}.png"]
 
 
+def test_another_evaluation_of_a_checkpoint(run, launch, capsys):
+    folder, _ = run
+    evaluate = ["--mode=evaluate", f"--workdir={folder}", "--sampler=ddim", "--steps=3"]
+    launch(*evaluate, "--num=16", "--step=2", "--raw", "--seed=7", "--batch=8")
+    said = capsys.readouterr().out
+    name = "step00000002-seed7-n16-digits-raw-sampler_ddim-steps_3"
+    content = json.loads((folder / "evaluations" / f"{name}.json").read_text())
+    assert content["step"] == 2
+    assert not content["scheduled"]
+    row = next(row for row in content["rows"] if row["metric"] == "kd_digits")
+    protocol = [row[key] for key in ("n", "sampler", "steps", "weights", "seed")]
+    assert protocol == [16, "ddim", 3, "raw", 7]
+    assert "ddim, 3 steps, raw, seed 7" in said
+    launch("--mode=report", f"--workdir={folder}")
+    assert str(folder / "report.html") in capsys.readouterr().out
+
+
 def test_a_finished_run_has_nothing_to_do_and_a_changed_one_is_refused(run, launch, capsys):
     folder, _ = run
     train = [
         f"{DIGITS}:smoke+conditional",
         f"--workdir={folder}",
-        "--config.evaluation.recognise=0",
+        "--config.evaluation.at_end=False",
     ]
     launch(*train)
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"another config:\n  optimizer.learning_rate: 0.001 -> 1"):
         launch(*train, "--config.optimizer.learning_rate=1.0")
+    with pytest.raises(SystemExit, match=r"another config:\n  family: diffusion -> vae"):
+        launch(*train, "--mode=evaluate", "--config.family=vae")
 
 
 def params_of(folder):
@@ -154,7 +194,7 @@ def test_a_run_starts_from_the_average_of_another(run, tmp_path):
     folder, _ = run
     done = command(
         f"{DIGITS}:smoke+conditional", f"--workdir={tmp_path}", f"--config.init_from={folder}",
-        "--config.seed=1", "--config.evaluation.recognise=0", "--config.log.sample_every=0",
+        "--config.seed=1", "--config.evaluation.at_end=False", "--config.log.sample_every=0",
         "--config.log.eval_every=0",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -164,6 +204,7 @@ def test_a_run_starts_from_the_average_of_another(run, tmp_path):
     assert 0 < max(jax.tree.leaves(moved)) < 4.1e-3
 
 
+EVALUATE = ["--mode=evaluate", "--workdir=RUN", f"{DIGITS}:smoke+conditional"]
 MISTAKES = [
     ([f"{DIGITS}:smok"], "unknown variant 'smok': did you mean smoke?"),
     ([f"{DIGITS}:smoke+cosin"], "unknown variant 'cosin': did you mean cosine?"),
@@ -172,7 +213,10 @@ MISTAKES = [
     ([DIGITS, "--config.network.width=wide"], "--config.network.width=wide: invalid literal"),
     ([DIGITS, "--config.network.width=1.5"], "--config.network.width=1.5: invalid literal"),
     (["--config=configs/ddpm_digit.py"], "no config file configs/ddpm_digit.py; configs/ has ddpm"),
-    (["--mode=trian"], "--mode=trian: value should be one of <train|sample|export>"),
+    (
+        ["--mode=trian"],
+        "--mode=trian: value should be one of <train|sample|evaluate",
+    ),
     ([], "name the experiment, as in --config=configs/ddpm_digits.py"),
     (["--mode=sample"], "name the experiment"),
     (["--confg=x"], "Unknown command line flag 'confg'. Did you mean: config"),
@@ -195,6 +239,14 @@ MISTAKES = [
     (["--mode=sample", "--workdir=RUN", "--gif"], "an animation needs a number of frames"),
     (["--mode=sample", "--workdir=RUN", "--step=3"], "no checkpoint of step 3"),
     (["--mode=sample", "--workdir=RUN", "--save=jpg"], "--save=jpg: value should be one of"),
+    (["--mode=evaluate", "--workdir=RUN-typo"], "(runs there: digits): train first"),
+    (["--mode=report", "--workdir=RUN-typo"], "train first"),
+    (["--mode=evaluate", "--workdir=RUN", "--num=1"], "at least 2 samples"),
+    ([*EVALUATE, "--config.evaluation.network=inception"], "give their file by evaluation.weights"),
+    ([*EVALUATE, "--config.evaluation.network=incption"], "is one of inception, resnet56, lenet"),
+    ([*EVALUATE, "--config.evaluations=('fdi',)"], "not 'fdi'; did you mean 'fid'?"),
+    ([*EVALUATE, "--config.evaluation.statistics=gone.npz"], "gone.npz"),
+    ([*EVALUATE, "--config.evaluation.reference_split=trian"], "has no split 'trian'"),
 ]
 
 

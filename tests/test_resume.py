@@ -19,7 +19,7 @@ SMOKE = (
     "--config.log.eval_every=0",
     "--config.log.sample_every=0",
     "--config.checkpoint.every=1000000",
-    "--config.evaluation.recognise=0",
+    "--config.evaluation.at_end=False",
 )
 
 

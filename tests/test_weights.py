@@ -37,7 +37,7 @@ FLAT = {
 
 def smoke(variant="", **changes):
     config = ddpm_digits.get_config("smoke" + variant)
-    config.update_from_flattened_dict({"evaluation.recognise": 0, **changes})
+    config.update_from_flattened_dict({"evaluation.at_end": False, **changes})
     return config
 
 
@@ -222,11 +222,3 @@ def test_what_is_not_there_is_told(run, tmp_path):
     shutil.copytree(run[0], empty, ignore=shutil.ignore_patterns("checkpoints"))
     with pytest.raises(FileNotFoundError, match=r"no checkpoints in .*: train first"):
         experiment.sample(empty, count=1)
-
-
-def test_recognition_needs_labels(monkeypatch, tmp_path):
-    config = smoke(**{"evaluation.recognise": 10})
-    unlabelled = experiment.datasets.Dataset(SPEC._replace(num_classes=0), {})
-    monkeypatch.setattr(experiment.datasets, "load", lambda **_: unlabelled)
-    with pytest.raises(ValueError, match=r"evaluation.recognise needs data with labels"):
-        experiment.train(config, tmp_path)

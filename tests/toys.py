@@ -180,7 +180,8 @@ def config(family: str = "one", changes: Mapping[str, Any] | None = None) -> dic
         "ema": {"half_life": 64.0, "ramp": 0.0},
         "log": {"every": 1, "eval_every": 3, "sample_every": 3, "samples": 6},
         "checkpoint": {"every": 2, "keep": 2, "best": "test/error", "best_mode": "min"},
-        "evaluation": {"examples": 0},
+        "evaluations": (),
+        "evaluation": {"examples": 0, "scheduled_count": 0},
         "sampling": {"steps": 10},
     }
     if family == "two":

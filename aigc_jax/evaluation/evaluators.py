@@ -1,18 +1,41 @@
-"""Evaluators: they get pure functions and arrays, and know no family and no trainer."""
+"""Evaluators by name: they see pure functions and arrays, and know no family and no trainer.
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+Each of EVALUATORS takes a `Subject` and returns rows. What several of them need, samples and their
+features above all, the subject makes once, when it is first asked for.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from aigc_jax.evaluation import classes, frechet, image_quality, kernel, manifold
+from aigc_jax.evaluation.features import Features, some
+from aigc_jax.evaluation.memorisation import Memorisation, memorisation
+from aigc_jax.evaluation.results import Row
+
+SURE = 0.9  # probability from which a classifier counts as sure of a class
+
+
+class Mean(NamedTuple):
+    """Of a value per example: mean, its standard error, and over how many examples."""
+
+    value: float
+    error: float
+    count: int
 
 
 def per_example(
     evaluate: Callable[..., Mapping[str, jax.Array]],
     batches: Iterable[Mapping[str, jax.Array]],
     key: jax.Array,
-) -> dict[str, float]:
+) -> dict[str, Mean]:
     """Means of what a family computes for each example of a data set.
 
     Args:
@@ -20,14 +43,312 @@ def per_example(
       batches: each with "mask" [B], 1 for a real row and 0 for padding.
       key: batch i is given fold_in(key, i), so that equal models get equal values.
     """
-    sums: dict[str, Any] = {}
+    sums: dict[str, np.ndarray] = {}
     count = 0.0
     for i, batch in enumerate(batches):
         values = evaluate(batch, jax.random.fold_in(key, i))
         mask = batch["mask"]
         for name, value in values.items():
-            # A padded row must not turn the mean into NaN either.
-            total = jnp.sum(jnp.where(mask > 0, value, 0.0))
-            sums[name] = sums.get(name, 0.0) + np.float64(total)
+            value = jnp.where(mask > 0, value, 0.0)  # a padded row must not turn the mean into NaN
+            moments = np.array([jnp.sum(value), jnp.sum(value**2)], np.float64)
+            sums[name] = sums.get(name, 0.0) + moments
         count += float(jnp.sum(mask))
-    return {name: float(total / count) for name, total in sums.items()}
+    means = {}
+    for name, (total, squares) in sums.items():
+        mean = total / count
+        variance = max(squares / count - mean**2, 0.0) if np.isfinite(squares) else np.nan
+        means[name] = Mean(float(mean), float(np.sqrt(variance / max(count - 1, 1))), int(count))
+    return means
+
+
+def natural(name: str) -> list:
+    """A key to sort names by that puts "t=20" before "t=100"."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+class Split(NamedTuple):
+    """Real images.
+
+    Attributes:
+      name: data set and split, such as "cifar10 test".
+      size: how many.
+      features: () -> their features, kept from one time to the next.
+      fetch: indices -> {"image": uint8, "label": int, if the data have labels}.
+    """
+
+    name: str
+    size: int
+    features: Callable[[], Features]
+    fetch: Callable[[np.ndarray], Mapping[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and against what.
+
+    Attributes:
+      network: name of the feature network.
+      extract: batches uint8 [b, H, W, C] -> their features.
+      sample: () -> samples in batches uint8 [b, H, W, C], the same each time.
+      labels: int [n], the class that each sample was drawn for; None without.
+      reference, held_out: what samples are compared with, and other images of the same kind.
+      statistics: mean and covariance of features to take the Fréchet distance to instead, and
+        their name; None takes the reference's.
+      manifold_count: most images of a kind where all pairs are compared.
+      evaluate: (batch, key) -> {name: [B]}, as `Family.evaluate`.
+      restore: (batch, key) -> {name: (given, restored)}, as `Family.restore`; None without.
+      likelihood: (batch, key) -> {name: [B]}, as `Family.likelihood`; None without.
+      likelihood_count: examples that it is taken of; 0 takes all.
+      examples: limit -> held-out data in batches on the devices, with "mask" [B]; whole batches of
+        at least that many examples, 0 for all.
+      key: of the randomness of these.
+    """
+
+    network: str
+    extract: Callable[[Iterable[np.ndarray]], Features]
+    sample: Callable[[], Iterator[np.ndarray]]
+    labels: np.ndarray | None
+    reference: Split
+    held_out: Split
+    statistics: tuple[np.ndarray, np.ndarray, str] | None
+    manifold_count: int
+    evaluate: Callable
+    restore: Callable | None
+    likelihood: Callable | None
+    likelihood_count: int
+    examples: Callable[[int], Iterator[Mapping[str, jax.Array]]]
+    key: jax.Array
+
+    @cached_property
+    def drawn(self) -> tuple[np.ndarray, Features]:
+        """The samples, as bytes, and their features."""
+        kept: list[np.ndarray] = []
+
+        def passing() -> Iterator[np.ndarray]:
+            for batch in self.sample():
+                kept.append(batch)
+                yield batch
+
+        found = self.extract(passing())
+        if not np.ptp(found.features, axis=0).any():
+            raise ValueError(
+                f"all {len(found.features)} samples have the same features, so they are one image: "
+                "no distribution can be judged. Look at them with --mode=sample"
+            )
+        return np.concatenate(kept), found
+
+    @cached_property
+    def real(self) -> Features:
+        """Features of the reference."""
+        return self.reference.features()
+
+    @cached_property
+    def unseen(self) -> Features:
+        """Features of held-out images, at most as many as there are samples."""
+        return self.held_out.features().some(len(self.drawn[1].features))
+
+    @cached_property
+    def target(self) -> tuple[np.ndarray, np.ndarray, str]:
+        """Mean, covariance and name of what the Fréchet distance is taken to."""
+        if self.statistics is not None:
+            return self.statistics
+        return *_moments(self.real), self.of(self.reference, self.real)
+
+    @cached_property
+    def copying(self) -> Memorisation:
+        """Each sample's nearest real images."""
+        return memorisation(
+            self.drawn[1].features, self.real.features, self.held_out.features().features
+        )
+
+    def named(self, metric: str) -> str:
+        """A metric that carries its network's name."""
+        return f"{metric}_{self.network}"
+
+    def of(self, split: Split, features: Features) -> str:
+        """A reference as a row states it."""
+        return f"{split.name} ({len(features.features)})"
+
+
+def fid(subject: Subject, images: Features) -> list[Row]:
+    """Fréchet distance (Heusel et al. 2017): "fid" with Inception, else "fd_NETWORK"."""
+    mean, covariance, name = subject.target
+    value = frechet.frechet_distance(*_moments(images), mean, covariance)
+    metric = "fid" if subject.network == "inception" else subject.named("fd")
+    n, width = images.features.shape
+    note = f"fewer samples than the {width} features: biased upwards" if n <= width else ""
+    return [Row(metric, value, n, reference=name, note=note)]
+
+
+def _moments(images: Features) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance, a part at a time: features in float64 would be twice as large."""
+    moments = frechet.Moments()
+    for start in range(0, len(images.features), 4096):
+        moments.add(images.features[start : start + 4096])
+    return moments.mean, moments.covariance
+
+
+def kid(subject: Subject, images: Features) -> list[Row]:
+    """Kernel distance (Bińkowski et al. 2018): "kid" with Inception, else "kd_NETWORK"."""
+    value, error = kernel.kernel_distance(images.features, subject.real.features)
+    metric = "kid" if subject.network == "inception" else subject.named("kd")
+    reference = subject.of(subject.reference, subject.real)
+    return [Row(metric, value, len(images.features), error, reference=reference)]
+
+
+def precision_recall(subject: Subject, images: Features) -> list[Row]:
+    """Improved precision and recall, and density and coverage, on equally many images of each."""
+    n = min(len(images.features), len(subject.real.features), subject.manifold_count)
+    fake, real = (x.some(n).features for x in (images, subject.real))
+    values = {}
+    values["precision"], values["recall"] = manifold.precision_recall(real, fake)
+    values["density"], values["coverage"] = manifold.density_coverage(real, fake)
+    reference = f"{subject.reference.name} ({n})"
+    return [Row(subject.named(m), v, n, reference=reference) for m, v in values.items()]
+
+
+def inception_score(subject: Subject, images: Features) -> list[Row]:
+    """exp of the mutual information of image and class (Salimans et al. 2016), over ten parts."""
+    mean, deviation = classes.inception_score(images.logits)
+    metric = "inception_score" if subject.network == "inception" else subject.named("score")
+    return [Row(metric, mean, len(images.logits), deviation)]
+
+
+def modes(subject: Subject, images: Features) -> list[Row]:
+    """Which classes samples read as, and how surely: a classifier counts."""
+    n, width = images.logits.shape
+    reference = subject.of(subject.reference, subject.real)
+    real = np.bincount(subject.real.logits.argmax(1), minlength=width) / len(subject.real.logits)
+    predicted = images.logits.argmax(1)
+    # A class that the classifier sees in no real image has no frequency to diverge from.
+    known = real[predicted] > 0
+    covered, kl = 0, float("inf")
+    if known.any():
+        covered, kl, _ = classes.mode_coverage(predicted[known], real)
+    sure = np.exp(images.logits.max(1) - np.logaddexp.reduce(images.logits, axis=1)) > SURE
+    note = "" if known.all() else f"{(~known).sum()} samples read as classes no real image does"
+    rows = [
+        Row(subject.named("sure"), float(sure.mean()), n),
+        Row(subject.named("modes"), float(covered), n, note=f"of {(real > 0).sum()}"),
+        Row(subject.named("class_kl"), kl, n, reference=reference, note=note),
+    ]
+    if subject.labels is not None:
+        asked = subject.labels
+        if images is subject.unseen:
+            asked = subject.held_out.fetch(some(subject.held_out.size, n))["label"]
+        rows.append(Row(subject.named("agreement"), float((predicted == asked).mean()), n))
+    return rows
+
+
+def copies(subject: Subject, images: Features) -> list[Row]:
+    """Do samples lie nearer to training images than held-out images do?"""
+    if images is not subject.drawn[1]:  # what held-out images get is known
+        expected = {"closer_to_train": 0.5, "copies": 0.01}
+        return [Row(subject.named(m), v, len(images.features)) for m, v in expected.items()]
+    found, n = subject.copying, len(images.features)
+    reference = f"{subject.of(subject.reference, subject.real)} and {subject.held_out.name}"
+    return [
+        Row(subject.named("closer_to_train"), found.closer, n, reference=reference),
+        Row(subject.named("copies"), found.copies, n, reference=reference),
+    ]
+
+
+def examples(subject: Subject) -> list[Row]:
+    """What the family computes for each example: its losses."""
+    return _means(subject, subject.evaluate, 0)
+
+
+def likelihood(subject: Subject) -> list[Row]:
+    """Bounds on the likelihood that are too dear for a schedule."""
+    if subject.likelihood is None:
+        return []
+    return _means(subject, subject.likelihood, subject.likelihood_count)
+
+
+def _means(subject: Subject, evaluate: Callable, limit: int) -> list[Row]:
+    means = per_example(evaluate, subject.examples(limit), subject.key)
+    return [
+        Row(name, mean.value, mean.count, mean.error, reference=subject.held_out.name)
+        for name, mean in means.items()
+    ]
+
+
+def restoration(subject: Subject) -> list[Row]:
+    """How near restored images come to the originals: PSNR in dB, SSIM, MS-SSIM, L1."""
+    if subject.restore is None:
+        return []
+
+    @jax.jit
+    def qualities(image: jax.Array, given: jax.Array) -> dict[str, jax.Array]:
+        side = min(image.shape[1:3])
+        found = {"psnr": image_quality.psnr(image, given), "l1": image_quality.l1(image, given)}
+        if side >= image_quality.WINDOW_SIZE:
+            found["ssim"] = image_quality.ssim(image, given)
+        if side >= 16 * image_quality.WINDOW_SIZE:
+            found["ms_ssim"] = image_quality.ms_ssim(image, given)
+        return found
+
+    def evaluate(batch: Mapping[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        found = {}
+        for name, (given, restored) in subject.restore(batch, key).items():
+            for metric, value in qualities(batch["image"], restored).items():
+                found[f"{metric}/{name}"] = value
+            for metric, value in qualities(batch["image"], given).items():
+                found[f"{metric}/{name}/given"] = value
+        return found
+
+    means = per_example(evaluate, subject.examples(0), subject.key)
+    return [
+        Row(
+            name,
+            mean.value,
+            mean.count,
+            mean.error,
+            reference=subject.held_out.name,
+            note=f"given {means[name + '/given'].value:.4g}",
+        )
+        for name, mean in sorted(means.items(), key=lambda item: natural(item[0]))
+        if not name.endswith("/given")
+    ]
+
+
+# Metrics of a set of images in feature space: of the samples, and of held-out images beside them.
+DISTRIBUTION = {
+    "fid": fid,
+    "kid": kid,
+    "precision_recall": precision_recall,
+    "inception_score": inception_score,
+    "modes": modes,
+    "memorisation": copies,
+}
+# Metrics of the held-out examples.
+EXAMPLES = {"examples": examples, "likelihood": likelihood, "restoration": restoration}
+NAMES = (*EXAMPLES, *DISTRIBUTION)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises ValueError for an unknown evaluator; it names the near misses."""
+    for name in names:
+        if name not in NAMES:
+            near = difflib.get_close_matches(name, NAMES)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"config.evaluations takes {', '.join(NAMES)}, not {name!r}{hint}")
+
+
+def run(subject: Subject, names: Sequence[str], *, real: bool = True, **protocol: Any) -> list[Row]:
+    """Rows of the evaluators of these names.
+
+    Args:
+      real: also takes each metric of held-out real images, where that has a meaning.
+      protocol: `Row` fields that hold for every row, such as sampler, steps, weights and seed.
+    """
+    check_names(names)
+    rows = [row for name in names if name in EXAMPLES for row in EXAMPLES[name](subject)]
+    rows = [row._replace(weights=protocol.get("weights", "")) for row in rows]
+    for name in (name for name in names if name in DISTRIBUTION):
+        evaluator = DISTRIBUTION[name]
+        of_real = {r.metric: r.value for r in evaluator(subject, subject.unseen)} if real else {}
+        for row in evaluator(subject, subject.drawn[1]):
+            made = {"network": subject.network, "real": of_real.get(row.metric), **protocol}
+            rows.append(row._replace(**made))
+    return rows

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from aigc_jax.data import augment, loader
 from aigc_jax.data.datasets import Dataset
 from aigc_jax.family import Family
-from aigc_jax.training import optimizers, rundir, sharding
+from aigc_jax.training import environment, optimizers, rundir, sharding
 from aigc_jax.training.checkpoint import Checkpoints
 from aigc_jax.training.meter import Meter
 from aigc_jax.training.observer import BETTER, Observer
@@ -47,17 +47,19 @@ def train(
     family: Family,
     dataset: Dataset,
     initial: Callable[[], Mapping[str, Any]] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """Trains until `train.steps`, resuming by itself what lies in `workdir`.
 
     Args:
       config: the experiment's config.
-      workdir: folder of the run; gets config.json, spec.json, metrics.jsonl, tensorboard/,
-        samples/, checkpoints/ and best/.
+      workdir: folder of the run; gets config.json, spec.json, origin.json, metrics.jsonl,
+        tensorboard/, samples/, restored/, evaluations/, checkpoints/ and best/.
       family: the built family.
       dataset: the open data set.
       initial: () -> {player: parameters} to start from instead of random ones, called by a new run
         only: one that resumes does not need what it once started from.
+      origin: what origin.json shall say of the command, beside where and when it ran.
 
     Returns:
       The last state.
@@ -80,6 +82,7 @@ def train(
     plan = recipe(config, family)
     target = sharding.abstract_state(plan, mesh, settings["sharding"])
     run_step = sharding.compile_step(plan, mesh, target)
+    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(target.params))
 
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(workdir / "checkpoints", keep["keep"], clean=True)
@@ -107,6 +110,8 @@ def train(
         if jax.process_index() == 0:  # nothing can be wrong with the config any more
             rundir.write(workdir, "config.json", rundir.as_dict(config))
             rundir.write(workdir, "spec.json", dataset.spec._asdict())
+            about = {**(origin or {}), "parameters": parameters}
+            rundir.add_session(workdir, about, start, environment.describe())
         if restored:
             state = restored[0]
             checkpoints.set_aside_after(start)
@@ -115,10 +120,9 @@ def train(
 
         writer = Writer(workdir, start, steps, batch_size)
         stack.callback(writer.close)
-        count = sum(math.prod(x.shape) for x in jax.tree.leaves(target.params))
         writer.say(
             f"{workdir}: {'resuming at' if restored else 'starting at'} step {start} of {steps}, "
-            f"{count:,} parameters, batch {batch_size} on {mesh.size} "
+            f"{parameters:,} parameters, batch {batch_size} on {mesh.size} "
             f"{jax.default_backend()} device(s), {settings['sharding']}"
         )
         observer = Observer(config, workdir, family, dataset, mesh, writer)

@@ -1,18 +1,18 @@
 """What a run looks at on a schedule: test metrics, samples, the best checkpoint."""
 
-import itertools
 import math
 import operator
 import pathlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from aigc_jax.data import augment, loader
+from aigc_jax import judging
 from aigc_jax.data.datasets import Dataset
-from aigc_jax.evaluation.evaluators import per_example
+from aigc_jax.evaluation import evaluators, results
 from aigc_jax.family import Family
 from aigc_jax.sampling import draw
 from aigc_jax.training import rundir, sharding
@@ -39,35 +39,56 @@ class Observer:
         self._dataset, self._mesh, self._writer = dataset, mesh, writer
         best = config["checkpoint"]["best"]
         self._best = Checkpoints(workdir / "best", keep=1, clean=True) if best else None
-
-        @jax.jit
-        def evaluate(params: Any, extra: Any, batch: Any, key: jax.Array) -> Any:
-            image = augment.to_float(batch["image"])
-            return family.evaluate(params, extra, {**batch, "image": image}, key)
-
-        self._evaluate = evaluate
+        self._evaluate, self._restore = judging.jitted(family)
+        count = config["evaluation"]["scheduled_count"]
+        # Opened before the first step: weights that are missing are missed at once.
+        self._eye = judging.open_eye(config, dataset, mesh) if count else None
 
     def evaluate(self, state: TrainState, step: int) -> dict[str, float]:
-        """Means of the family's per-example metrics over the test split, with the EMA."""
-        config = self._config
-        batch_size, split = config["train"]["batch_size"], config["data"]["test_split"]
-        batches = loader.epoch(
-            self._dataset.sources[split],
-            batch_size=batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        limit = config["evaluation"]["examples"]
-        batches = itertools.islice(batches, -(-limit // batch_size) if limit else None)
+        """Metrics with the EMA: per example over the test split, and of a few samples."""
+        config, setting = self._config, self._config["evaluation"]
         params = {**state.params, **state.ema}
-        values = per_example(
-            lambda batch, key: self._evaluate(params, state.extra, batch, key),
-            (sharding.put(self._mesh, batch) for batch in batches),
+        means = evaluators.per_example(
+            partial(self._evaluate, params, state.extra),
+            judging.examples(config, self._dataset, self._mesh, setting["examples"]),
             jax.random.key(config["seed"]),
         )
-        metrics = {f"{split}/{name}": value for name, value in values.items()}
+        split = config["data"]["test_split"]
+        metrics = {f"{split}/{name}": mean.value for name, mean in means.items()}
+        if self._eye:
+            metrics |= {f"eval/{row.metric}": row.value for row in self._judge(state, step, params)}
         self._writer.scalars(step, metrics)
         return metrics
+
+    def _judge(self, state: TrainState, step: int, params: Any) -> list[results.Row]:
+        """Distribution metrics of `evaluation.scheduled_count` samples."""
+        config = self._config
+        subject = judging.subject(
+            config,
+            self._family,
+            self._dataset,
+            self._mesh,
+            self._eye,
+            params,
+            state.extra,
+            count=config["evaluation"]["scheduled_count"],
+            seed=config["seed"],
+        )
+        names = [name for name in config["evaluations"] if name in evaluators.DISTRIBUTION]
+        try:
+            rows = evaluators.run(
+                subject,
+                names,
+                real=False,
+                **judging.protocol(config, raw=False, seed=config["seed"]),
+            )
+        except ValueError as error:  # a young model may draw what no metric is defined for
+            self._writer.say(f"step {step}: no distribution metrics: {error}")
+            return []
+        if jax.process_index() == 0:
+            path = self._workdir / "evaluations" / f"scheduled-{step:08d}.json"
+            results.write(path, rows, step=step, scheduled=True)
+        return rows
 
     def keep_best(self, state: TrainState, step: int, metrics: Mapping[str, float]) -> None:
         """Saves the state in best/ if the chosen metric is the best so far."""
@@ -108,6 +129,29 @@ class Observer:
         if jax.process_index() == 0:
             save_image(picture, self._workdir / "samples" / f"{step:08d}.png")
         self._writer.image(step, "samples", picture)
+        if self._family.restore:
+            self._restored(state, step)
+
+    def _restored(self, state: TrainState, step: int) -> None:
+        """Test images, and below each what the model is given of them and makes of that."""
+        batch = next(judging.examples(self._config, self._dataset, self._mesh, 1))
+        params, key = {**state.params, **state.ema}, jax.random.key(self._config["seed"])
+        pairs = self._restore(params, state.extra, batch, key)
+        pairs = {name: pairs[name] for name in sorted(pairs, key=evaluators.natural)}
+        rows = sharding.fetch([batch["image"], *(x for pair in pairs.values() for x in pair)])
+        columns = min(len(rows[0]), 10)
+        picture = grid(np.concatenate([row[:columns] for row in rows]), columns=columns)
+        if jax.process_index() == 0:
+            folder = self._workdir / "restored"
+            save_image(picture, folder / f"{step:08d}.png")
+            caption = "Rows: " + ", ".join(
+                [
+                    "test images",
+                    *(f"{word} at {name}" for name in pairs for word in ("given", "restored")),
+                ]
+            )
+            rundir.write(folder, f"{step:08d}.json", {"caption": caption})
+        self._writer.image(step, "restored", picture)
 
     def close(self) -> None:
         if self._best is not None:

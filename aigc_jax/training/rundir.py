@@ -14,6 +14,7 @@ FREE = (
     "data.in_memory",
     "data.path",
     "evaluation",
+    "evaluations",
     "init_from",  # read at step 0 only
     "log",
     "published",
@@ -87,6 +88,18 @@ def write(workdir: pathlib.Path, name: str, content: Mapping[str, Any]) -> None:
     partial = workdir / (name + ".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
     partial.replace(workdir / name)
+
+
+def add_session(
+    workdir: pathlib.Path, origin: Mapping[str, Any], step: int, environment: Mapping[str, Any]
+) -> None:
+    """Notes in `origin.json` what command starts or resumes a run at `step`, and where."""
+    try:
+        sessions = json.loads((workdir / "origin.json").read_text())["sessions"]
+    except (OSError, ValueError, LookupError, TypeError):  # none yet, or damaged: a report's loss
+        sessions = []
+    session = {"step": step, **environment}
+    write(workdir, "origin.json", {**origin, "sessions": [*sessions, session]})
 
 
 def check_same(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:

@@ -1,0 +1,100 @@
+"""What an evaluation says: rows that state their own protocol, as a table and as JSON."""
+
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Row(NamedTuple):
+    """One result and all that it depends on.
+
+    Attributes:
+      metric, value: a value that is not finite is written as null in JSON.
+      n: images that it was computed from.
+      error: its standard error, or standard deviation where the metric's own paper gives that.
+      real: the same metric of held-out real images, n of them where there are as many: what a
+        perfect model would get. None where it has no meaning.
+      network: of the features; empty for a metric without.
+      reference: data set, split and number of images compared with.
+      sampler, steps: how samples were drawn; empty for a metric of real data.
+      weights: "EMA" or "raw".
+      seed: of the samples.
+      note: what a reader should know of this value.
+    """
+
+    metric: str
+    value: float
+    n: int
+    error: float | None = None
+    real: float | None = None
+    network: str = ""
+    reference: str = ""
+    sampler: str = ""
+    steps: int | None = None
+    weights: str = ""
+    seed: int | None = None
+    note: str = ""
+
+
+def table(rows: Sequence[Row], published: Iterable[Sequence[Any]] = ()) -> str:
+    """Rows as aligned text, beside the published (metric, value, source) of the same metric."""
+    published = list(published)
+    lines = [["metric", "value", "real", "published", "n", "network", "reference", "samples of"]]
+    sources = []
+    for row in rows:
+        known = [p for p in published if p[0] == row.metric]
+        sources += [f"{p[0]} {number(p[1])}: {p[2]}" for p in known]
+        error = "" if row.error is None else f" ± {number(row.error)}"
+        drawn = [row.sampler, "" if row.steps is None else f"{row.steps} steps", row.weights]
+        drawn.append("" if row.seed is None else f"seed {row.seed}")
+        lines.append(
+            [
+                row.metric,
+                number(row.value) + error,
+                "" if row.real is None else number(row.real),
+                " / ".join(number(p[1]) for p in known),
+                str(row.n),
+                row.network,
+                row.reference,
+                ", ".join(filter(None, drawn)) + (f" ({row.note})" if row.note else ""),
+            ]
+        )
+    kept = [i for i in range(len(lines[0])) if any(line[i] for line in lines[1:])]
+    widths = [max(len(line[i]) for line in lines) for i in kept]
+    text = "\n".join(
+        "  ".join(line[i].ljust(w) for i, w in zip(kept, widths, strict=True)).rstrip()
+        for line in lines
+    )
+    return text + "".join(f"\npublished: {source}" for source in sources)
+
+
+def number(value: float) -> str:
+    """Four significant digits."""
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+
+
+def write(
+    path: pathlib.Path,
+    rows: Sequence[Row],
+    *,
+    step: int,
+    scheduled: bool,
+    pictures: Mapping[str, str] | None = None,
+) -> None:
+    """Writes an evaluation as JSON, whole or not at all; `pictures` are {caption: path}."""
+
+    def finite(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    content = {
+        "step": step,
+        "scheduled": scheduled,
+        "rows": [{k: finite(v) for k, v in row._asdict().items()} for row in rows],
+        "pictures": dict(pictures or {}),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(path)
