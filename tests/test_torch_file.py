@@ -166,13 +166,13 @@ def test_an_absent_file_says_what_to_do(tmp_path):
 
 def test_compare_names_the_first_of_each_problem():
     expected = {"a": (1,), "b": (2,), "c": (3,), "d": (4,), "e": (5, 6)}
-    torch_file.compare(expected, expected, what="a net")
+    torch_file.compare(expected, expected, what="no net")
     message = (
-        r"not the weights of a net: 4 missing: a, b, c, \.\.\.; 1 unexpected: z; "
+        r"no net: 4 missing: a, b, c, \.\.\.; 1 unexpected: z; "
         r"1 of another shape: e \(6, 5\), not \(5, 6\)"
     )
     with pytest.raises(ValueError, match=message):
-        torch_file.compare(expected, {"e": (6, 5), "z": (1,)}, what="a net")
+        torch_file.compare(expected, {"e": (6, 5), "z": (1,)}, what="no net")
 
 
 def test_reads_where_torch_cannot_be_imported(torch, tmp_path, monkeypatch):
@@ -180,3 +180,11 @@ def test_reads_where_torch_cannot_be_imported(torch, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     array = torch_file.read(tmp_path / "weights.pth")["weight"]
     assert jnp.asarray(array).sum() == 3
+
+
+@pytest.mark.parametrize("length", [0x80, 0x4B50])
+def test_safetensors_whose_length_looks_like_another_kind(tmp_path, length):
+    header = b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'.ljust(length)
+    content = length.to_bytes(8, "little") + header + np.float32([1, 2]).tobytes()
+    (tmp_path / "x.safetensors").write_bytes(content)
+    assert torch_file.read(tmp_path / "x.safetensors")["a"].tolist() == [1, 2]

@@ -175,9 +175,11 @@ def _locate(name: str, weights: str | None) -> pathlib.Path:
     else:
         path = None
     if path is None or not path.is_file():
+        source = f" ({inception.WEIGHTS_URL})" if name == "inception" else ""
         raise FileNotFoundError(
             f"no weights of feature network {name!r}{f' at {path}' if path else ''}: give their "
-            f"file by evaluation.weights, or the folder that holds {FILES[name]} by $AIGC_WEIGHTS"
+            f"file by evaluation.weights, or the folder that holds {FILES[name]}{source} by "
+            "$AIGC_WEIGHTS"
         )
     return path
 

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
+from aigc_jax.networks import torch_file
 from aigc_jax.networks.unet import UNet
 
 RELEASE = "0.42.1"
@@ -112,7 +113,7 @@ def read(folder: str | pathlib.Path) -> Checkpoint:
     config = json.loads(_existing(unet / CONFIG).read_text())
     network, image_size, in_channels = network_of(config)
     params = from_tensors(
-        load_file(_existing(unet / WEIGHTS)),
+        torch_file.read(_weights(unet)),
         network=network,
         image_size=image_size,
         in_channels=in_channels,
@@ -273,7 +274,7 @@ def from_tensors(
     levels = len(UNet(**network).multipliers)
     template = _template(network, image_size, in_channels)
     tensors = {_modern(key): value for key, value in tensors.items()}
-    _compare(
+    torch_file.compare(
         {_key(path, levels): _to_torch(path, zero).shape for path, zero in template.items()},
         {key: value.shape for key, value in tensors.items()},
         what="the checkpoint does not fit its config.json",
@@ -289,7 +290,7 @@ def to_tensors(
     levels = len(UNet(**network).multipliers)
     flat = {path: np.asarray(value) for path, value in flatten_dict(params).items()}
     template = _template(network, image_size, in_channels)
-    _compare(
+    torch_file.compare(
         {"/".join(path): zero.shape for path, zero in template.items()},
         {"/".join(path): value.shape for path, value in flat.items()},
         what="the parameters are not this network's",
@@ -344,25 +345,6 @@ def _from_torch(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(value, np.float32)
 
 
-def _compare(expected: Mapping[str, tuple], found: Mapping[str, tuple], *, what: str) -> None:
-    problems = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "of another shape": [
-            f"{key} {tuple(found[key])}, not {tuple(expected[key])}"
-            for key in sorted(expected.keys() & found.keys())
-            if tuple(found[key]) != tuple(expected[key])
-        ],
-    }
-    lines = [
-        f"{len(names)} {problem}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        for problem, names in problems.items()
-        if names
-    ]
-    if lines:
-        raise ValueError(f"{what}: {'; '.join(lines)}")
-
-
 def _attended(channels: list[int], attends: list[bool]) -> list[int]:
     """The widths that have attention, the middle's among them."""
     return sorted({channels[-1], *(n for n, yes in zip(channels, attends, strict=True) if yes)})
@@ -378,16 +360,16 @@ def _heads(head_dim: int | None, attended: list[int]) -> int:
     return int(count)
 
 
+def _weights(folder: pathlib.Path) -> pathlib.Path:
+    """The weights of a folder, as safetensors or as the .bin of older releases."""
+    path = folder / WEIGHTS
+    older = path.with_suffix(".bin")
+    return older if older.is_file() and not path.is_file() else _existing(path)
+
+
 def _existing(path: pathlib.Path) -> pathlib.Path:
     if path.is_file():
         return path
-    if path.name == WEIGHTS and path.with_suffix(".bin").is_file():
-        raise FileNotFoundError(
-            f"{path.parent} holds its weights as .bin only, which takes torch to open. Convert "
-            'them where diffusers is installed: python -c "from diffusers import UNet2DModel; '
-            f"UNet2DModel.from_pretrained('{path.parent}', use_safetensors=False)"
-            f".save_pretrained('{path.parent}')\""
-        )
     raise FileNotFoundError(
         f"no {path}: a UNet2DModel's folder holds {CONFIG} and {WEIGHTS}, itself or in unet/"
     )

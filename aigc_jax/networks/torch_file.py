@@ -86,11 +86,11 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
             "their path"
         )
     data = path.read_bytes()
-    reader = _safetensors
-    if data.startswith(b"PK"):
-        reader = _zip
-    elif data.startswith(b"\x80"):
-        reader = _legacy
+    # First, since the length that safetensors begin with may look like either of the others.
+    if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8:
+        reader = _safetensors
+    else:
+        reader = _legacy if data.startswith(b"\x80") else _zip
     try:
         return reader(data)
     except Exception as error:  # what a damaged pickle or zip may raise has no end
@@ -128,13 +128,13 @@ def fit(
             for name, value in tensors.items()
             if not name.endswith(ignored) and not name.startswith(ignored)
         },
-        what=what,
+        what=f"these are not the weights of {what}",
     )
     return unflatten_dict({p: _from_torch(tensors[name]) for name, (p, _) in paths.items()})
 
 
 def compare(expected: Mapping[str, tuple], found: Mapping[str, tuple], *, what: str) -> None:
-    """ValueError that names the first tensors of another name or shape than expected."""
+    """ValueError, `what` first, that names the first tensors of another name or shape."""
     problems = {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected],
@@ -150,7 +150,7 @@ def compare(expected: Mapping[str, tuple], found: Mapping[str, tuple], *, what: 
         if names
     ]
     if lines:
-        raise ValueError(f"these are not the weights of {what}: {'; '.join(lines)}")
+        raise ValueError(f"{what}: {'; '.join(lines)}")
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -202,8 +202,6 @@ def _legacy(data: bytes) -> dict[str, np.ndarray]:
 
 def _safetensors(data: bytes) -> dict[str, np.ndarray]:
     start = 8 + int.from_bytes(data[:8], "little")
-    if data[8:9] != b"{" or start > len(data):
-        raise ValueError("neither a zip, a pickle nor a safetensors file")
     arrays = {}
     for name, entry in json.loads(data[8:start]).items():
         if name == "__metadata__":
