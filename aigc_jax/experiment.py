@@ -237,7 +237,10 @@ def evaluate(
         seed=seed,
         batch_size=batch_size,
     )
-    protocol = judging.protocol(config, raw=raw, seed=seed)
+    is_run = (workdir / "config.json").exists()  # else weights from elsewhere
+    averaged = bool(model.family.averaged) and not raw
+    whose = ("EMA" if averaged else "raw") if is_run else "as given"
+    protocol = judging.protocol(config, weights=whose, seed=seed)
     rows = evaluators.run(subject, config["evaluations"], **protocol)
     if jax.process_index() == 0:
         words = [f"step{model.step:08d}", f"seed{seed}", f"n{count}", eye.network.name]
@@ -251,7 +254,9 @@ def evaluate(
         results.write(path, rows, step=model.step, scheduled=False, pictures=pictures)
         print(f"step {model.step} of {workdir}, {count} samples:", flush=True)
         print(results.table(rows, config["published"]), flush=True)
-        print(f"{path}\n{report.write(workdir)}", flush=True)
+        print(path, flush=True)
+        if is_run:
+            make_report(workdir)
     return rows
 
 

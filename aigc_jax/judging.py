@@ -199,7 +199,7 @@ def _statistics(path: str) -> tuple[np.ndarray, np.ndarray, str] | None:
     return *frechet.load_statistics(path), pathlib.Path(path).name
 
 
-def protocol(config: Mapping[str, Any], *, raw: bool, seed: int) -> dict[str, Any]:
+def protocol(config: Mapping[str, Any], *, weights: str, seed: int) -> dict[str, Any]:
     """What every row states: how samples are drawn, with which parameters, from which seed."""
     settings = dict(config["sampling"])
     words = [settings.get("sampler", "")]
@@ -208,6 +208,6 @@ def protocol(config: Mapping[str, Any], *, raw: bool, seed: int) -> dict[str, An
     return {
         "sampler": " ".join(words),
         "steps": settings.get("steps"),
-        "weights": "raw" if raw else "EMA",
+        "weights": weights,
         "seed": seed,
     }

@@ -37,7 +37,7 @@ def rows(family, params, devices, batch_size, count=40, names=evaluators.NAMES, 
         seed=3,
         batch_size=batch_size,
     )
-    protocol = judging.protocol(setting, raw=False, seed=3)
+    protocol = judging.protocol(setting, weights="EMA", seed=3)
     return {row.metric: row for row in evaluators.run(subject, names, **protocol)}
 
 

@@ -151,7 +151,7 @@ def test_every_image_and_an_animation(run, tmp_path, launch):
     assert pictures(tmp_path / "c") == [f"step00000002-seed5-n2-raw{FAST}.png"]
 
 
-def test_another_evaluation_of_a_checkpoint(run, launch, capsys):
+def test_another_evaluation_of_a_checkpoint(run, launch, capsys, tmp_path):
     folder, _ = run
     evaluate = ["--mode=evaluate", f"--workdir={folder}", "--sampler=ddim", "--steps=3"]
     launch(*evaluate, "--num=16", "--step=2", "--raw", "--seed=7", "--batch=8")
@@ -164,6 +164,11 @@ def test_another_evaluation_of_a_checkpoint(run, launch, capsys):
     protocol = [row[key] for key in ("n", "sampler", "steps", "weights", "seed")]
     assert protocol == [16, "ddim", 3, "raw", 7]
     assert "ddim, 3 steps, raw, seed 7" in said
+    elsewhere = tmp_path / "elsewhere"  # weights of another run, without one here
+    launch("--mode=evaluate", f"{DIGITS}:smoke+conditional", f"--config.init_from={folder}",
+           f"--workdir={elsewhere}", "--num=16", "--config.evaluations=('fid',)")  # fmt: skip
+    (path,) = elsewhere.rglob("*.json")
+    assert json.loads(path.read_text())["rows"][0]["weights"] == "as given"
     launch("--mode=report", f"--workdir={folder}")
     assert str(folder / "report.html") in capsys.readouterr().out
 

@@ -75,13 +75,10 @@ class Observer:
             seed=config["seed"],
         )
         names = [name for name in config["evaluations"] if name in evaluators.DISTRIBUTION]
+        weights = "EMA" if self._family.averaged else "raw"
+        protocol = judging.protocol(config, weights=weights, seed=config["seed"])
         try:
-            rows = evaluators.run(
-                subject,
-                names,
-                real=False,
-                **judging.protocol(config, raw=False, seed=config["seed"]),
-            )
+            rows = evaluators.run(subject, names, real=False, **protocol)
         except ValueError as error:  # a young model may draw what no metric is defined for
             self._writer.say(f"step {step}: no distribution metrics: {error}")
             return []
@@ -96,6 +93,8 @@ class Observer:
             return
         setting = self._config["checkpoint"]
         name = setting["best"]
+        if name.startswith("eval/") and self._eye and name not in metrics:
+            return  # undefined at this step, as said
         if name not in metrics:
             raise ValueError(f"checkpoint.best is {name!r}; there are {', '.join(metrics)}")
         if not math.isfinite(metrics[name]):
