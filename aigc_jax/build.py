@@ -6,8 +6,9 @@ from typing import Any
 
 from aigc_jax.diffusion import family as diffusion
 from aigc_jax.family import Family
+from aigc_jax.vae import family as vae
 
-FAMILIES = {"diffusion": diffusion.build}
+FAMILIES = {"diffusion": diffusion.build, "vae": vae.build}
 
 
 def build(config: Mapping[str, Any], spec: Any) -> Family:

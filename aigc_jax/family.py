@@ -58,6 +58,14 @@ class Family(NamedTuple):
       likelihood: (params, extra, batch, key) -> {name: [B]}, like `evaluate`, but too dear for a
         schedule: a whole bound, an importance-weighted one. Compiles what it needs itself; None
         where a family has no such thing.
+      codes: (params, extra, batch) -> {name: [B, ...]}, what the model keeps of each image, such as
+        {"mean", "logvar"} of a posterior; None for a family without an encoder.
+      decode: (params, extra, z [n, ...], label int [n] or None) -> images [n, H, W, C] in [-1, 1]
+        of codes such as `codes` calls "mean".
+      diagnose: {name: array [N, ...]}, the `codes` of N images -> ({metric: float}, a warning in
+        words or ""): whether the codes are used.
+      prior: {name: array [N, ...]}, the `codes` of N training images -> what `extra` then holds for
+        `sample` to draw from them; None where samples need no such thing.
     """
 
     init: Callable
@@ -70,3 +78,7 @@ class Family(NamedTuple):
     trajectory: Callable | None = None
     restore: Callable | None = None
     likelihood: Callable | None = None
+    codes: Callable | None = None
+    decode: Callable | None = None
+    diagnose: Callable | None = None
+    prior: Callable | None = None

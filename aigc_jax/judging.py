@@ -116,6 +116,12 @@ def subject(
                 yield to_uint8(batch)
 
     evaluate, restore = jitted(family)
+    extra = with_prior(config, family, dataset, mesh, params, extra)
+
+    def diagnose() -> tuple[dict[str, float], str]:
+        batches = examples(config, dataset, mesh, bar=True)
+        return family.diagnose(codes(family, params, extra, batches))
+
     return Subject(
         network=eye.network.name,
         extract=eye.extract,
@@ -129,6 +135,7 @@ def subject(
         restore=restore and partial(restore, params, extra),
         likelihood=family.likelihood and partial(family.likelihood, params, extra),
         likelihood_count=setting["likelihood_count"],
+        diagnose=diagnose if family.diagnose else None,
         examples=partial(examples, config, dataset, mesh, bar=True),
         key=jax.random.key(config["seed"]),
     )
@@ -140,16 +147,23 @@ def jitted(family: Family) -> tuple[Callable, Callable | None]:
 
 
 def examples(
-    config: Mapping[str, Any], dataset: Dataset, mesh: Any, limit: int = 0, *, bar: bool = False
+    config: Mapping[str, Any],
+    dataset: Dataset,
+    mesh: Any,
+    limit: int = 0,
+    *,
+    split: str | None = None,
+    bar: bool = False,
 ) -> Iterator[Mapping[str, jax.Array]]:
-    """The test split in batches of `train.batch_size` on the devices, images in [-1, 1].
+    """A split in batches of `train.batch_size` on the devices, images in [-1, 1].
 
-    `limit` stops after that many examples, rounded up to whole batches; 0 takes all. `bar` shows
-    how far it has come.
+    None is the test split. `limit` stops after that many examples, rounded up to whole batches; 0
+    takes all. `bar` shows how far it has come.
     """
     batch_size = config["train"]["batch_size"]
     sharding.check_batch(batch_size, mesh)
-    source = dataset.sources[config["data"]["test_split"]]
+    split = split or config["data"]["test_split"]
+    source = dataset.sources[split]
     count = -(-min(limit or len(source), len(source)) // batch_size)
     batches = loader.epoch(
         source,
@@ -160,12 +174,43 @@ def examples(
     for batch in tqdm(
         itertools.islice(batches, count),
         total=count,
-        desc="test batches",
+        desc=f"{split} batches",
         disable=None if bar else True,
         leave=False,
     ):
         batch = sharding.put(mesh, batch)
         yield {**batch, "image": augment.to_float(batch["image"])}
+
+
+def codes(
+    family: Family, params: Any, extra: Any, batches: Iterable[Mapping[str, jax.Array]]
+) -> dict[str, np.ndarray]:
+    """`Family.codes` of all images in batches as of `examples`, as {name: array [N, ...]}."""
+    encode = jax.jit(family.codes)
+    parts = []
+    for batch in batches:
+        found = sharding.fetch({**encode(params, extra, batch), "mask": batch["mask"]})
+        kept = found.pop("mask") > 0
+        parts.append({name: array[kept] for name, array in found.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def with_prior(
+    config: Mapping[str, Any],
+    family: Family,
+    dataset: Dataset,
+    mesh: Any,
+    params: Any,
+    extra: Any,
+    count: int = 10_000,
+) -> Any:
+    """`extra` with what `Family.prior`, if any, makes of `count` training images' codes."""
+    if family.prior is None:
+        return extra
+    split = config["data"]["train_split"]
+    batches = examples(config, dataset, mesh, count, split=split, bar=True)
+    fitted = family.prior(codes(family, params, extra, batches))
+    return {**extra, **jax.device_put(fitted, sharding.replicated(mesh))}
 
 
 def split_of(config: Mapping[str, Any], dataset: Dataset, eye: Eye, split: str) -> Split:
@@ -202,7 +247,7 @@ def _statistics(path: str) -> tuple[np.ndarray, np.ndarray, str] | None:
 def protocol(config: Mapping[str, Any], *, weights: str, seed: int) -> dict[str, Any]:
     """What every row states: how samples are drawn, with which parameters, from which seed."""
     settings = dict(config["sampling"])
-    words = [settings.get("sampler", "")]
+    words = [settings.get("sampler", settings.get("prior", ""))]
     if settings.get("guidance", 1.0) != 1.0:
         words.append(f"guidance {settings['guidance']}")
     return {

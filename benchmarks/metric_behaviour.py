@@ -64,6 +64,7 @@ def study(name: str, network: str, data_dir: str, manifold_count: int) -> list[l
             restore=None,
             likelihood=None,
             likelihood_count=0,
+            diagnose=None,
             examples=None,
             key=None,
         )

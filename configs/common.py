@@ -11,6 +11,7 @@ from ml_collections.config_dict import placeholder
 EVALUATIONS = (
     "examples",
     "likelihood",
+    "diagnosis",
     "restoration",
     "fid",
     "kid",
@@ -21,10 +22,9 @@ EVALUATIONS = (
 )
 
 
-def ddpm() -> ConfigDict:
-    """A config with every key that a diffusion experiment has; numbers are Ho et al. 2020's."""
+def base() -> ConfigDict:
+    """What every experiment has, whatever its family."""
     config = ConfigDict()
-    config.family = "diffusion"
     config.seed = 0
     config.init_from = ""  # a diffusers folder, or a run's, whose weights start this one
     config.data = ConfigDict(
@@ -41,6 +41,58 @@ def ddpm() -> ConfigDict:
         }
     )
     config.augment = ConfigDict({"flip": False, "shift": 0, "rotation": 0.0, "scale": 0.0})
+    config.train = ConfigDict(
+        {
+            "batch_size": 128,  # global, as every number here
+            "steps": 10_000,
+            "sharding": "replicated",  # or "fsdp"
+            "max_skipped": 20,  # steps in a row with non-finite gradients before the run stops
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "name": "adam",
+            "learning_rate": 1e-3,
+            "schedule": "constant",
+            "warmup": 0,
+            "decay_steps": config.train.get_ref("steps"),
+            "clip": 1.0,
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "momentum": 0.0,
+            "weight_decay": 0.0,
+        }
+    )
+    config.ema = ConfigDict({"half_life": 20_000.0, "ramp": 0.1})  # in images
+    config.log = ConfigDict(
+        {"every": 100, "eval_every": 1000, "sample_every": 1000, "samples": 100}
+    )
+    config.checkpoint = ConfigDict({"every": 1000, "keep": 2, "best": "", "best_mode": "min"})
+    config.evaluations = EVALUATIONS
+    config.evaluation = ConfigDict(
+        {
+            "network": "inception",  # of the features: or resnet56, lenet, stacked_lenet, digits
+            "weights": placeholder(str),  # its file; None: looked for in $AIGC_WEIGHTS
+            "count": 50_000,  # samples
+            "reference_split": "train",
+            "statistics": "",  # an .npz of mu and sigma to take the Fréchet distance to instead
+            "manifold_count": 10_000,  # most images where all pairs are compared
+            "likelihood_count": 0,  # examples whose likelihood is bounded; 0: all
+            "at_end": False,  # of training too, as by --mode=evaluate
+            # On the schedule of log.eval_every, while training:
+            "examples": 0,  # of the test split; 0: all
+            "scheduled_count": 0,  # samples; 0: no distribution metrics
+        }
+    )
+    config.published = ()  # rows (metric, value, source)
+    return config
+
+
+def ddpm() -> ConfigDict:
+    """A config with every key that a diffusion experiment has; numbers are Ho et al. 2020's."""
+    config = base()
+    config.family = "diffusion"
     config.network = ConfigDict(
         {
             "name": "unet",
@@ -78,51 +130,45 @@ def ddpm() -> ConfigDict:
             "guidance": 1.0,
         }
     )
-    config.train = ConfigDict(
+    config.train.steps = 800_000
+    config.optimizer.update({"learning_rate": 2e-4, "warmup": 5000})
+    config.ema.half_life = half_life(0.9999, 128)
+    config.log.update({"eval_every": 10_000, "sample_every": 10_000})
+    config.checkpoint.every = 5000
+    return config
+
+
+def vae() -> ConfigDict:
+    """A config with every key that a VAE experiment has: Kingma & Welling's, fully connected."""
+    config = base()
+    config.family = "vae"
+    config.network = ConfigDict(
+        {"name": "mlp", "latent": 20, "hidden": (500,), "activation": "relu"}
+    )
+    config.vae = ConfigDict(
         {
-            "batch_size": 128,  # global, as every number here
-            "steps": 800_000,
-            "sharding": "replicated",  # or "fsdp"
-            "max_skipped": 20,  # steps in a row with non-finite gradients before the run stops
+            "likelihood": "bernoulli",
+            "sigma": 1.0,  # of likelihood "gaussian", images being in [-1, 1]
+            "components": 10,  # of likelihood "logistic_mixture"
+            "binarise": "none",  # or "dynamic", or "threshold" at half
+            "conditional": False,
+            "kl": "constant",  # its weight: or "linear", "cyclical", or "capacity"
+            "kl_steps": 10_000,  # of these but the first
+            "beta": 1.0,
+            "free_bits": 0.0,  # nats, in each:
+            "free_bits_per": "dimension",  # or "channel", "layer"
+            "gamma": 100.0,  # of "capacity"
+            "capacity": 25.0,  # nats, of "capacity"
+            "importance": 1,  # samples in training; above 1 the bound is IWAE's
+            "noise": "none",  # of the encoder's input: or "gaussian", "salt_pepper"
+            "noise_level": 0.0,  # deviation in units of 0..1, or share of pixels
+            "noise_clip": True,
+            "test_samples": 100,  # importance samples of the test estimate
+            "chunk": 50,  # of them at a time
         }
     )
-    config.optimizer = ConfigDict(
-        {
-            "name": "adam",
-            "learning_rate": 2e-4,
-            "schedule": "constant",
-            "warmup": 5000,
-            "decay_steps": config.train.get_ref("steps"),
-            "clip": 1.0,
-            "b1": 0.9,
-            "b2": 0.999,
-            "eps": 1e-8,
-            "momentum": 0.0,
-            "weight_decay": 0.0,
-        }
-    )
-    config.ema = ConfigDict({"half_life": half_life(0.9999, 128), "ramp": 0.0})  # in images
-    config.log = ConfigDict(
-        {"every": 100, "eval_every": 10_000, "sample_every": 10_000, "samples": 100}
-    )
-    config.checkpoint = ConfigDict({"every": 5000, "keep": 2, "best": "", "best_mode": "min"})
-    config.evaluations = EVALUATIONS
-    config.evaluation = ConfigDict(
-        {
-            "network": "inception",  # of the features: or resnet56, lenet, stacked_lenet, digits
-            "weights": placeholder(str),  # its file; None: looked for in $AIGC_WEIGHTS
-            "count": 50_000,  # samples
-            "reference_split": "train",
-            "statistics": "",  # an .npz of mu and sigma to take the Fréchet distance to instead
-            "manifold_count": 10_000,  # most images where all pairs are compared
-            "likelihood_count": 0,  # examples whose likelihood is bounded; 0: all
-            "at_end": False,  # of training too, as by --mode=evaluate
-            # On the schedule of log.eval_every, while training:
-            "examples": 0,  # of the test split; 0: all
-            "scheduled_count": 0,  # samples; 0: no distribution metrics
-        }
-    )
-    config.published = ()  # rows (metric, value, source)
+    config.sampling = ConfigDict({"prior": "normal", "components": 10, "temperature": 1.0})
+    config.optimizer.clip = 0.0
     return config
 
 
@@ -167,6 +213,25 @@ DDPM_SMOKE = {
 }
 
 
+VAE_SMOKE = {
+    "network.latent": 4,
+    "vae.test_samples": 4,
+    "vae.chunk": 2,
+    "train.batch_size": 16,
+    "train.steps": 4,
+    "log.every": 2,
+    "log.eval_every": 4,
+    "log.sample_every": 4,
+    "log.samples": 16,
+    "checkpoint.every": 2,
+    "evaluation.examples": 32,
+    "evaluation.count": 32,
+    "evaluation.likelihood_count": 32,
+    "evaluation.at_end": False,
+    "evaluation.scheduled_count": 0,
+}
+
+
 def finish(
     config: ConfigDict, variants: Mapping[str, Mapping[str, Any]], chosen: str
 ) -> ConfigDict:
@@ -183,5 +248,9 @@ def finish(
             raise LookupError(
                 f"unknown variant {name!r}: {hint}There are {', '.join(sorted(variants))}"
             )
-        config.update_from_flattened_dict(variants[name])
+        for key, value in variants[name].items():
+            if isinstance(value, Mapping):  # a part with other keys, such as another network
+                config[key] = ConfigDict(value)
+            else:
+                config.update_from_flattened_dict({key: value})
     return config.lock()

@@ -8,7 +8,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FAMILIES = ("diffusion", "vae", "gan")
-PURE = ("process", "samplers", "likelihood", "losses", "objectives")  # maths that only sees arrays
+# Maths that only sees arrays.
+PURE = ("process", "samplers", "likelihood", "losses", "objectives", "quantize")
 MAX_LINES = 400
 # What may be named only where, of files in aigc_jax/, configs/ and launch.py.
 ONLY_IN = {

@@ -90,6 +90,7 @@ def subject(samples, **changes):
         restore=None,
         likelihood=None,
         likelihood_count=2,
+        diagnose=None,
         examples=lambda limit: iter([{"image": jnp.ones((2, 2, 2, 1)), "mask": jnp.ones(2)}]),
         key=jax.random.key(0),
     )

@@ -99,6 +99,8 @@ class Subject:
       restore: (batch, key) -> {name: (given, restored)}, as `Family.restore`; None without.
       likelihood: (batch, key) -> {name: [B]}, as `Family.likelihood`; None without.
       likelihood_count: examples that it is taken of; 0 takes all.
+      diagnose: () -> ({metric: value}, warning), as `Family.diagnose` of the held-out data; None
+        without.
       examples: limit -> held-out data in batches on the devices, with "mask" [B]; whole batches of
         at least that many examples, 0 for all.
       key: of the randomness of these.
@@ -116,6 +118,7 @@ class Subject:
     restore: Callable | None
     likelihood: Callable | None
     likelihood_count: int
+    diagnose: Callable[[], tuple[Mapping[str, float], str]] | None
     examples: Callable[[int], Iterator[Mapping[str, jax.Array]]]
     key: jax.Array
 
@@ -265,6 +268,15 @@ def likelihood(subject: Subject) -> list[Row]:
     return _means(subject, subject.likelihood, subject.likelihood_count)
 
 
+def diagnosis(subject: Subject) -> list[Row]:
+    """Whether the model uses its codes; a warning in words where it does not."""
+    if subject.diagnose is None:
+        return []
+    found, warning = subject.diagnose()
+    n, name = subject.held_out.size, subject.held_out.name
+    return [Row(metric, value, n, reference=name, note=warning) for metric, value in found.items()]
+
+
 def _means(subject: Subject, evaluate: Callable, limit: int) -> list[Row]:
     means = per_example(evaluate, subject.examples(limit), subject.key)
     return [
@@ -322,7 +334,12 @@ DISTRIBUTION = {
     "memorisation": copies,
 }
 # Metrics of the held-out examples.
-EXAMPLES = {"examples": examples, "likelihood": likelihood, "restoration": restoration}
+EXAMPLES = {
+    "examples": examples,
+    "likelihood": likelihood,
+    "diagnosis": diagnosis,
+    "restoration": restoration,
+}
 NAMES = (*EXAMPLES, *DISTRIBUTION)
 
 

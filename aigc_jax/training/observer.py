@@ -55,6 +55,14 @@ class Observer:
         )
         split = config["data"]["test_split"]
         metrics = {f"{split}/{name}": mean.value for name, mean in means.items()}
+        if self._family.diagnose:
+            batches = judging.examples(config, self._dataset, self._mesh, setting["examples"])
+            found, warning = self._family.diagnose(
+                judging.codes(self._family, params, state.extra, batches)
+            )
+            metrics |= {f"{split}/{name}": value for name, value in found.items()}
+            if warning:
+                self._writer.say(f"step {step}: {warning}")
         if self._eye:
             metrics |= {f"eval/{row.metric}": row.value for row in self._judge(state, step, params)}
         self._writer.scalars(step, metrics)

@@ -1,0 +1,231 @@
+"""What a variational autoencoder maximises, what its code costs, and whether the code is used.
+
+log p(x) >= E_q(z|x) log p(x|z) - KL(q(z|x) || p(z)), Kingma & Welling 2014 (arXiv:1312.6114),
+eq. 3, with q and p diagonal Gaussians, p(z) = N(0, I). Everything is in nats, one value per example
+[B], summed over pixels and latent dimensions.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+
+from aigc_jax.vae.likelihood import gaussian_log_prob, per_example
+
+Cost = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def clip_logvar(logvar: jax.Array) -> jax.Array:
+    """Log-variances within [-30, 20], as in Rombach et al. 2022: e^logvar is a float32 there.
+
+    Beyond it the gradient is 0. Clip once, before both the sample and the KL.
+    """
+    return jnp.clip(logvar, -30.0, 20.0)
+
+
+def kl_standard_normal(mean: jax.Array, logvar: jax.Array) -> jax.Array:
+    """KL(N(mean, e^logvar) || N(0, 1)) of each element, nats (arXiv:1312.6114, appendix B)."""
+    # expm1(l) - l keeps the digits that a posterior near the prior leaves.
+    return 0.5 * (mean**2 + jnp.expm1(logvar) - logvar)
+
+
+def elbo(log_px: jax.Array, *kl: jax.Array) -> jax.Array:
+    """log p(x|z) [B] less each KL [B, ...] of a (hierarchical) posterior, nats [B]."""
+    return log_px - sum(per_example(k) for k in kl)
+
+
+def iwae(log_w: jax.Array) -> jax.Array:
+    """The bound log (1/k) sum_i w_i of log w [k, B], w = p(x, z) / q(z|x), nats [B].
+
+    Burda et al. 2015 (arXiv:1509.00519), eq. 8. Its gradient is that of log w_i weighed by
+    w_i / sum w, as in their section 3; k = 1 is the ELBO.
+    """
+    return logsumexp(log_w, axis=0) - math.log(len(log_w))
+
+
+def importance_log_likelihood(
+    log_w: Callable[[jax.Array], jax.Array], key: jax.Array, k: int, chunk: int
+) -> jax.Array:
+    """`iwae` with k samples, `chunk` of them in memory at a time, nats [B].
+
+    Args:
+      log_w: keys [chunk] -> log weights [chunk, B], a sample a key: jit(vmap(f)) of an f of one
+        key. The loop is the host's, because a convolution inside `lax.scan` is slow on a CPU.
+      key: a sample's noise depends on it and the sample's number, not on `chunk`.
+      k, chunk: `chunk` divides k.
+    """
+    if chunk < 1 or k < 1 or k % chunk:
+        raise ValueError(f"a chunk of {chunk} does not divide {k} importance samples")
+    keys = jax.random.split(key, k)
+    parts = [_log_sum(log_w(keys[i : i + chunk])) for i in range(0, k, chunk)]
+    return _log_sum(jnp.stack(parts)) - math.log(k)
+
+
+def bits_per_dim(log_p: jax.Array, dims: int, bins: float) -> jax.Array:
+    """-log p(x) [B] as bits for each of an image's `dims` bytes.
+
+    `bins`, a likelihood's, are the bytes in a unit of x: the probability of a byte is near
+    p(x) / bins where p is a density (1 / 127.5 is a byte's width on [-1, 1]), exact with bytes
+    dequantised by uniform noise, and p(x) where it is discrete.
+    """
+    return -log_p / (dims * math.log(2)) + math.log2(bins)
+
+
+def linear(steps: int) -> Callable:
+    """step -> a weight that rises from 0 at step 0 to 1 at `steps`, and stays."""
+    return lambda step: jnp.minimum(step / steps, 1.0)
+
+
+def cyclical(steps: int, ratio: float = 0.5) -> Callable:
+    """step -> a weight that starts again from 0 every `steps` (Fu et al. 2019, arXiv:1903.10145).
+
+    It rises for the first `ratio` of a cycle and is 1 for the rest (eq. 6, 7; R = 0.5 there).
+    """
+    return lambda step: jnp.minimum(jnp.mod(step, steps) / (steps * ratio), 1.0)
+
+
+# Settings -> step -> a weight in [0, 1].
+ANNEALING = {"constant": lambda: lambda step: 1.0, "linear": linear, "cyclical": cyclical}
+
+# kl [B, ...] -> [B, J], by what free bits are given to.
+GROUPS = {
+    "dimension": lambda kl: kl.reshape(len(kl), -1),
+    "channel": lambda kl: jnp.sum(kl.reshape(len(kl), -1, kl.shape[-1]), axis=1),
+    "layer": lambda kl: per_example(kl)[:, None],
+}
+
+
+def kl_cost(name: str, **settings: Any) -> Cost:
+    """What training pays for the code: (kl [B, ...], step) -> nats [B].
+
+    `name` is "capacity" (see `capacity`) or how the KL's weight goes with the step: "constant",
+    "linear" or "cyclical". Then `settings` are the annealing's and those of `weighted`.
+    """
+    if name == "capacity":
+        return capacity(**settings)
+    if name not in ANNEALING:
+        names = ", ".join((*ANNEALING, "capacity"))
+        raise ValueError(f"vae.kl is one of {names}, not {name!r}")
+    return weighted(ANNEALING[name], **settings)
+
+
+def weighted(
+    annealing: Callable,
+    *,
+    beta: float = 1.0,
+    free_bits: float = 0.0,
+    free_bits_per: str = "dimension",
+    **settings: Any,
+) -> Cost:
+    """beta times the annealing times the KL.
+
+    Args:
+      annealing: settings -> step -> weight in [0, 1].
+      beta: 1 is the bound, above it Higgins et al. 2017's beta-VAE.
+      free_bits, free_bits_per: nats that are free (see `free_nats`) in each "dimension", each
+        "channel" (the last axis of kl, over all positions) or the whole "layer".
+    """
+    if beta < 0 or free_bits < 0:
+        raise ValueError("vae.beta and vae.free_bits must be at least 0")
+    if free_bits and not beta:
+        raise ValueError("vae.free_bits does nothing where vae.beta is 0: no nat costs anything")
+    if free_bits_per not in GROUPS:
+        raise ValueError(f"vae.free_bits_per is one of {', '.join(GROUPS)}, not {free_bits_per!r}")
+    weight, group = annealing(**settings), GROUPS[free_bits_per]
+
+    def cost(kl: jax.Array, step: jax.Array) -> jax.Array:
+        if free_bits:
+            kl = free_nats(group(kl), free_bits)
+        return beta * weight(step) * per_example(kl)
+
+    return cost
+
+
+def free_nats(kl: jax.Array, floor: float) -> jax.Array:
+    """kl [B, J], or where its mean over the batch is below it `floor`, which has no gradient.
+
+    Kingma et al. 2016 (arXiv:1606.04934), appendix C.8: the batch mean of the result is
+    max(floor, mean kl_j).
+    """
+    return jnp.where(jnp.mean(kl, axis=0, keepdims=True) > floor, kl, floor)
+
+
+def capacity(gamma: float, nats: float, steps: int) -> Cost:
+    """gamma |KL - C(t)| of each example; C rises from 0 to `nats` over `steps`.
+
+    Burgess et al. 2018 (arXiv:1804.03599), eq. 8.
+    """
+    rise = linear(steps)
+    return lambda kl, step: gamma * jnp.abs(per_example(kl) - nats * rise(step))
+
+
+def active_units(means: jax.Array, threshold: float = 0.01) -> jax.Array:
+    """Which latent dimensions tell images apart: the variance of their posterior mean, bool [d].
+
+    Over the data, of `means` [N, d] (Burda et al. 2015, arXiv:1509.00519, sec. 5.2).
+    """
+    return jnp.var(means, axis=0) > threshold
+
+
+def aggregate_moments(means: jax.Array, logvar: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean [d] and covariance [d, d] of the aggregate posterior (1/N) sum_n q(z|x_n), of [N, d].
+
+    N(0, I) has zeros and the identity.
+    """
+    mean = jnp.mean(means, axis=0)
+    centred = means - mean[None]
+    spread = jnp.matmul(centred.T, centred, precision="highest") / len(means)
+    return mean, spread + jnp.diag(jnp.mean(jnp.exp(logvar), axis=0))
+
+
+@jax.jit
+def mutual_information(means: jax.Array, logvar: jax.Array, key: jax.Array) -> jax.Array:
+    """I(x; z) in nats of z from q(z|x) of N images' means and log-variances [N, d].
+
+    E KL(q(z|x) || p) - KL(q(z) || p) = E log q(z|x) - E log q(z) (Hoffman & Johnson 2016, "ELBO
+    surgery"), from one z an image, with q(z) the mixture of these N posteriors. It can be no more
+    than log N: near that, it says so of N and nothing of I. The mean KL less this is
+    KL(q(z) || p), how far the aggregate posterior is from the prior.
+    """
+    z = means + jnp.exp(0.5 * logvar) * jax.random.normal(key, means.shape)
+
+    def log_q(z_n: jax.Array) -> jax.Array:
+        return per_example(gaussian_log_prob(z_n[None], means, logvar))
+
+    # A row at a time: all N^2 d differences at once would not fit.
+    marginal = jax.lax.map(lambda z_n: logsumexp(log_q(z_n)), z) - math.log(len(z))
+    return jnp.mean(per_example(gaussian_log_prob(z, means, logvar)) - marginal)
+
+
+def collapse_warning(kl: np.ndarray, active: np.ndarray) -> str:
+    """What is wrong with the code, in words; "" where nothing is.
+
+    `kl` [d], the mean over the data of each dimension's KL, nats; `active` [d], `active_units`.
+    """
+    kl, active = np.asarray(kl, np.float64), np.asarray(active, bool)
+    n, d, total = int(active.sum()), len(active), float(kl.sum())
+    if not np.isfinite(total):
+        return "The KL is not finite: a log-variance or a mean of the encoder has run away."
+    cure = "Lower beta, anneal it from 0, or give free bits."
+    if n == 0:
+        return (
+            f"Posterior collapse: none of {d} latent dimensions is active and the KL is "
+            f"{total:.3g} nats, so the decoder ignores its code. {cure}"
+        )
+    if n < 0.1 * d:
+        return f"Near posterior collapse: {n} of {d} latent dimensions are active. {cure}"
+    idle = float(kl[~active].sum())
+    if idle > 0.1 * total:
+        return (
+            f"{idle:.3g} of {total:.3g} nats of KL are in {d - n} latent dimensions that are the "
+            "same for every image: they cost and say nothing (free bits do this, and so does too "
+            "short a training)."
+        )
+    return ""
+
+
+_log_sum = jax.jit(lambda log_w: logsumexp(log_w, axis=0))
