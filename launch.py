@@ -4,6 +4,7 @@
     python launch.py --config=configs/ddpm_cifar.py:cosine+v --config.network.width=64
     python launch.py --mode=sample --workdir=runs/ddpm_digits --num=100
     python launch.py --mode=evaluate --workdir=runs/ddpm_digits --num=500
+    python launch.py --mode=denoise --workdir=runs/dvae_mnist --input=FOLDER
     python launch.py --mode=export --workdir=runs/ddpm_digits --output=exported
 
 Training again in the same --workdir resumes; the other modes need only --workdir.
@@ -25,11 +26,12 @@ HERE = pathlib.Path(__file__).resolve().parent
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment: configs/NAME.py, or configs/NAME.py:variant+variant."
 )
-MODES = ["train", "sample", "evaluate", "report", "export"]
+MODES = ["train", "sample", "evaluate", "report", "denoise", "encode", "export"]
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/NAME[-variant].")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to take; default: the newest.")
-OUTPUT = flags.DEFINE_string("output", None, "sample, export: folder to write to.")
+INPUT = flags.DEFINE_string("input", None, "denoise: a folder or .zip of images.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder to write to; default: in the workdir.")
 
 NUM = flags.DEFINE_integer("num", None, "How many samples; 64, or the evaluation's.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Sample i depends on (seed, i) only.")
@@ -96,6 +98,13 @@ def main(argv: list[str]) -> None:
         experiment.evaluate(workdir, config, count=NUM.value, **drawing)
     elif MODE.value == "report":
         experiment.make_report(workdir)
+    elif MODE.value == "denoise":
+        if not INPUT.value:
+            raise ValueError("name the images to denoise, as in --input=FOLDER")
+        what = {"output": OUTPUT.value, "step": STEP.value, "raw": RAW.value}
+        experiment.denoise(workdir, INPUT.value, config, batch_size=BATCH.value, **what)
+    elif MODE.value == "encode":
+        experiment.encode(workdir, config, output=OUTPUT.value, step=STEP.value, raw=RAW.value)
     else:
         output = OUTPUT.value or workdir / "diffusers"
         experiment.export(workdir, output, config, step=STEP.value)

@@ -3,17 +3,18 @@
 import pathlib
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from aigc_jax import build, judging, weights
+from aigc_jax import build, codes, judging, weights
 from aigc_jax.data import datasets
 from aigc_jax.evaluation import evaluators, report, results
 from aigc_jax.family import Family
+from aigc_jax.models import load
 from aigc_jax.sampling import draw
 from aigc_jax.training import loop, rundir, sharding
 from aigc_jax.training.writers import grid, grid_columns, save_image, to_uint8
@@ -50,57 +51,6 @@ def _open_data(config: Mapping[str, Any]) -> datasets.Dataset:
     splits = [data.pop("train_split"), data.pop("test_split")]
     splits.append(config["evaluation"]["reference_split"])
     return datasets.load(**data, splits=tuple(dict.fromkeys(splits)))
-
-
-class Model(NamedTuple):
-    """A trained model, ready to sample.
-
-    Attributes:
-      config, spec, family: what it was built from, and the family itself.
-      params, extra: as `Family.sample` takes them; params are the EMA where there is one.
-      step: steps that it was trained for.
-    """
-
-    config: Mapping[str, Any]
-    spec: datasets.DataSpec
-    family: Family
-    params: Any
-    extra: Any
-    step: int
-
-
-def load(
-    workdir: str | pathlib.Path,
-    config: Mapping[str, Any] | None = None,
-    *,
-    step: int | None = None,
-    raw: bool = False,
-) -> Model:
-    """The model of a run.
-
-    Args:
-      workdir: folder of the run. Where it holds none, `config.init_from` is taken instead.
-      config: None for the run's own; another may differ only in what does not change the model.
-      step: of the checkpoint; None for the newest.
-      raw: the parameters themselves instead of their EMA.
-    """
-    workdir = pathlib.Path(workdir)
-    if config is not None and config["init_from"] and not (workdir / "config.json").exists():
-        spec = _spec_without_run(config)
-        weights.check_process(config["init_from"], config)
-        family = build.build(config, spec)
-        params = weights.load(config["init_from"], config, family)
-        params = jax.device_put(params, sharding.replicated(sharding.make_mesh()))
-        return Model(config, spec, family, params, {}, 0)
-    if config is None:
-        config = rundir.read(workdir, "config.json")
-    else:
-        rundir.check_same(workdir, config)
-    spec = weights.read_spec(workdir)
-    family = build.build(config, spec)
-    state, step = weights.restore(workdir, config, family, step)
-    params = state.params if raw else {**state.params, **state.ema}
-    return Model(config, spec, family, params, state.extra, step)
 
 
 def sample(
@@ -142,7 +92,7 @@ def sample(
         raise ValueError(f"save is 'png', 'npz' or nothing, not {save!r}")
     if frames < 0 or (gif and not frames):
         raise ValueError(f"an animation needs a number of frames, such as 20, not {frames}")
-    config = _with_sampling(workdir, config, settings)
+    config, different = _with_sampling(workdir, config, settings)
     model = load(workdir, config, step=step, raw=raw)
     family = model.family
     if labels is not None:
@@ -152,11 +102,14 @@ def sample(
     if frames and family.trajectory is None:
         raise ValueError(f"family {config['family']!r} has no frames to show")
 
+    extra, mesh = model.extra, sharding.make_mesh()
+    if family.prior:  # drawn from the codes of training images
+        extra = judging.with_prior(config, family, _open_data(config), mesh, model.params, extra)
     drawn = partial(
         draw,
         params=model.params,
-        extra=model.extra,
-        mesh=sharding.make_mesh(),
+        extra=extra,
+        mesh=mesh,
         seed=seed,
         labels=labels,
     )
@@ -169,7 +122,7 @@ def sample(
 
     folder = pathlib.Path(output) if output else workdir / "generated"
     words = [f"step{model.step:08d}", f"seed{seed}", f"n{count}", *["raw"] * raw]
-    name = "-".join([*words, *_words(settings)])
+    name = "-".join([*words, *different])
     path = folder / f"{name}.png"
     shown = images[:400].astype(np.float32) / 127.5 - 1  # a larger grid is no picture
     save_image(grid(shown, columns=grid_columns(len(shown), family.num_classes)), path)
@@ -214,7 +167,7 @@ def evaluate(
         size than the feature network's, all before the first sample is drawn.
     """
     workdir = pathlib.Path(workdir)
-    config = _with_sampling(workdir, config, settings)
+    config, different = _with_sampling(workdir, config, settings)
     if "evaluations" not in config:
         raise ValueError(f"{workdir} is older than evaluations: name its config by --config too")
     evaluators.check_names(config["evaluations"])
@@ -244,7 +197,7 @@ def evaluate(
     rows = evaluators.run(subject, config["evaluations"], **protocol)
     if jax.process_index() == 0:
         words = [f"step{model.step:08d}", f"seed{seed}", f"n{count}", eye.network.name]
-        name = "-".join([*words, *["raw"] * raw, *_words(settings)])
+        name = "-".join([*words, *["raw"] * raw, *different])
         pictures = {}
         if "memorisation" in config["evaluations"]:
             path = workdir / "evaluations" / f"{name}-nearest.png"
@@ -281,6 +234,49 @@ def _nearest(subject: evaluators.Subject, count: int = 12) -> Image.Image:
     return grid(shown, columns=len(order))
 
 
+def denoise(
+    workdir: str | pathlib.Path,
+    input: str | pathlib.Path,
+    config: Mapping[str, Any] | None = None,
+    *,
+    output: str | pathlib.Path | None = None,
+    batch_size: int = 64,
+    step: int | None = None,
+    raw: bool = False,
+) -> pathlib.Path:
+    """Denoises the images of a folder or .zip with a trained autoencoder; see `codes.denoise`."""
+    workdir = pathlib.Path(workdir)
+    model = load(workdir, config, step=step, raw=raw)
+    output = pathlib.Path(output) if output else workdir / "denoised"
+    path = codes.denoise(model, input, output, batch_size=batch_size)
+    print(f"denoised by step {model.step}: {path}", flush=True)
+    return path
+
+
+def encode(
+    workdir: str | pathlib.Path,
+    config: Mapping[str, Any] | None = None,
+    *,
+    output: str | pathlib.Path | None = None,
+    step: int | None = None,
+    raw: bool = False,
+) -> list[pathlib.Path]:
+    """Writes the codes of both splits as .npz, with their shift and scale; see `codes`."""
+    workdir = pathlib.Path(workdir)
+    model = load(workdir, config, step=step, raw=raw)
+    config = model.config if config is None else config
+    folder, paths = pathlib.Path(output) if output else workdir / "codes", []
+    dataset = _open_data(config)
+    for split in dict.fromkeys((config["data"]["train_split"], config["data"]["test_split"])):
+        found = codes.encode_split(model, config, dataset, split)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths.append(folder / f"{split}.npz")
+        np.savez(paths[-1], **found)
+        about = f"shift {found['shift']:.4g}, scale {found['scale']:.4g}"
+        print(f"codes {found['mean'].shape} of {split}, {about}: {paths[-1]}", flush=True)
+    return paths
+
+
 def make_report(workdir: str | pathlib.Path) -> None:
     """Writes the report of a run, finished or not."""
     if jax.process_index() == 0:
@@ -302,16 +298,20 @@ def export(
 
 def _with_sampling(
     workdir: pathlib.Path, config: Mapping[str, Any] | None, settings: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """A run's config, or the one given, with other values of `config.sampling`."""
-    config = rundir.as_dict(rundir.read(workdir, "config.json") if config is None else config)
+) -> tuple[dict[str, Any], list[str]]:
+    """A run's config, or the one given, with other values of `config.sampling`.
+
+    Also what differs from how the run itself samples, as parts of a file's name.
+    """
+    recorded = None
+    if config is None or (workdir / "config.json").exists():
+        recorded = rundir.read(workdir, "config.json")
+    config = rundir.as_dict(recorded if config is None else config)
     given = {key: value for key, value in (settings or {}).items() if value is not None}
-    return config | {"sampling": config["sampling"] | given}
-
-
-def _words(settings: Mapping[str, Any] | None) -> list[str]:
-    """What was set for the samples, as parts of a file's name."""
-    return [f"{key}_{value}" for key, value in (settings or {}).items() if value is not None]
+    sampling = config["sampling"] | given
+    own = (recorded or config)["sampling"]
+    words = [f"{key}_{value}" for key, value in sampling.items() if value != own.get(key)]
+    return config | {"sampling": sampling}, words
 
 
 def _trajectory(family: Family, frames: int, *of_sample: Any) -> Any:
@@ -340,13 +340,3 @@ def _check_labels(labels: Sequence[int], classes: int) -> None:
     wrong = [label for label in labels if not 0 <= label < classes]
     if wrong:
         raise ValueError(f"labels {wrong} are not in 0..{classes - 1}")
-
-
-def _spec_without_run(config: Mapping[str, Any]) -> datasets.DataSpec:
-    """The spec of the weights that `config.init_from` names."""
-    folder = pathlib.Path(config["init_from"]).expanduser()
-    if weights.is_run(folder):
-        return weights.read_spec(folder)
-    found = weights.diffusers.read(folder)
-    size, classes = found.image_size, found.network["num_classes"]
-    return datasets.DataSpec((size, size, found.in_channels), classes, {})

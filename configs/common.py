@@ -132,7 +132,7 @@ def ddpm() -> ConfigDict:
     )
     config.train.steps = 800_000
     config.optimizer.update({"learning_rate": 2e-4, "warmup": 5000})
-    config.ema.half_life = half_life(0.9999, 128)
+    config.ema.update({"half_life": half_life(0.9999, 128), "ramp": 0.0})
     config.log.update({"eval_every": 10_000, "sample_every": 10_000})
     config.checkpoint.every = 5000
     return config
@@ -165,6 +165,10 @@ def vae() -> ConfigDict:
             "noise_clip": True,
             "test_samples": 100,  # importance samples of the test estimate
             "chunk": 50,  # of them at a time
+            "codes": 0,  # vectors of the codebook: above 0 this is a VQ-VAE
+            "code_decay": 0.99,  # of its moving averages, a step
+            "commitment": 0.25,  # nats for a unit of |z - z_q|^2
+            "restart": 1.0,  # codes used less often than this in a batch start anew; 0: none
         }
     )
     config.sampling = ConfigDict({"prior": "normal", "components": 10, "temperature": 1.0})

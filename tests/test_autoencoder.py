@@ -3,12 +3,13 @@
 import functools
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aigc_jax.networks.autoencoder import MLP, Conv, Residual
+from aigc_jax.networks.autoencoder import MLP, Conv, Doubling, Residual
 
 TINY = {"width": 8, "multipliers": (1, 2), "blocks": 1, "groups": 4, "latent": 3}
 KINDS = {
@@ -337,3 +338,15 @@ def test_parity_with_diffusers(multipliers, blocks, attention):
     assert np.abs(moments.logvar.numpy()).max() < 20  # diffusers clips it, we do not
     for found, tensor in ((mean, moments.mean), (logvar, moments.logvar), (out, expected)):
         np.testing.assert_allclose(found.transpose(0, 3, 1, 2), tensor.numpy(), atol=1e-4)
+
+
+def test_doubling_is_the_transposed_convolution_of_the_same_parameters():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 7, 3))
+    ours = Doubling(4)
+    variables = ours.init(jax.random.key(1), x)
+    theirs = nn.ConvTranspose(4, (3, 3), (2, 2))
+    bias = {"bias": jnp.arange(4.0)}
+    variables = {"params": {**variables["params"], **bias}}
+    np.testing.assert_allclose(
+        ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-5, atol=1e-5
+    )

@@ -10,14 +10,17 @@ import numpy as np
 
 from aigc_jax.family import Family, Phase
 from aigc_jax.networks import autoencoder
+from aigc_jax.networks.ladder import Ladder
+from aigc_jax.vae import hierarchical, objectives, vector
 from aigc_jax.vae import likelihood as likelihoods
-from aigc_jax.vae import objectives
 
 NETWORKS = {
     "mlp": autoencoder.MLP,
     "conv": autoencoder.Conv,
     "residual": autoencoder.Residual,
+    "ladder": Ladder,
 }
+PLAIN = {"beta": 1.0, "free_bits": 0.0, "free_bits_per": "dimension"}  # the bound itself
 BINARISE = {
     "none": lambda key, x: x,
     "threshold": lambda key, x: jnp.where(x > 0, 1.0, -1.0),
@@ -48,12 +51,25 @@ def build(config: Mapping[str, Any], spec: Any) -> Family:
         raise ValueError(f"network.name is one of {', '.join(NETWORKS)}, not {network_name!r}")
     if arguments["latent"] < 1:
         raise ValueError(f"network.latent is at least 1, not {arguments['latent']}")
+    codes, hierarchy = settings.pop("codes"), network_name == "ladder"
+    codebook = {k: settings.pop(k) for k in ("commitment", "restart")}
+    codebook["decay"] = settings.pop("code_decay")
+    plain = {"binarise": "none", "noise": "none", "importance": 1} if codes or hierarchy else {}
+    plain |= {"conditional": False, "codes": 0} if hierarchy else {}
+    plain |= {"kl": "constant", "beta": 1.0, "free_bits": 0.0} if codes else {}
+    for key, value in plain.items():
+        if config["vae"][key] != value:
+            what = "a ladder" if hierarchy else "a codebook"
+            raise ValueError(f"with {what} vae.{key} is {value!r}, not {config['vae'][key]!r}")
+    if not hierarchy:
+        arguments["num_classes"] = spec.num_classes if conditional else 0
     network = NETWORKS[network_name](
-        image_shape=spec.image_shape,
-        out_channels=likelihood.channels,
-        num_classes=spec.num_classes if conditional else 0,
-        **arguments,
+        image_shape=spec.image_shape, out_channels=likelihood.channels, **arguments
     )
+    if codes:
+        return vector.vq(
+            network, spec.image_shape, likelihood, codes=codes, **codebook, **config["sampling"]
+        )
     cost = {k: settings.pop(k) for k in ("beta", "free_bits", "free_bits_per")}
     kind, steps = settings.pop("kl"), settings.pop("kl_steps")
     limits = {"gamma": settings.pop("gamma"), "nats": settings.pop("capacity")}
@@ -61,11 +77,18 @@ def build(config: Mapping[str, Any], spec: Any) -> Family:
         cost = limits
     if kind != "constant":
         cost["steps"] = steps
+    if config["vae"]["importance"] > 1 and cost != PLAIN:
+        raise ValueError("vae.importance above 1 weighs no KL: leave kl, beta and free_bits alone")
+    cost = objectives.kl_cost(kind, **cost)
+    if hierarchy:
+        return hierarchical.ladder(
+            network, spec.image_shape, likelihood, cost, **config["sampling"]
+        )
     return vae(
         network,
         spec.image_shape,
         likelihood,
-        objectives.kl_cost(kind, **cost),
+        cost,
         sampling=config["sampling"],
         **settings,
     )
@@ -111,11 +134,12 @@ def vae(
     damage = corruption(noise, noise_level, noise_clip)
     num_classes = network.num_classes
     dims = int(np.prod(image_shape))
-    grey = binarise == "none"
+    # Of grey pixels the Bernoulli is no likelihood: its bits per pixel would mean nothing.
+    cross_entropy = likelihood.name == "bernoulli" and binarise == "none"
 
     def init(key: jax.Array) -> tuple[dict, dict]:
         params = dict(network.init(key, jnp.zeros((1, *image_shape)))["params"])
-        scalars = {name: jnp.asarray(value) for name, value in likelihood.parameters.items()}
+        scalars = {name: jnp.float32(value) for name, value in likelihood.parameters.items()}
         return {"net": {"network": params, **scalars}}, {"step": jnp.zeros((), jnp.int32)}
 
     def apply(params: Any, method: Callable, *args: Any) -> Any:
@@ -174,7 +198,7 @@ def vae(
         log_p, kl = bound(params, batch, key)
         elbo = objectives.elbo(log_p, kl)
         found = {"neg_elbo": -elbo, "kl": objectives.per_example(kl), "distortion": -log_p}
-        if likelihood.bins != 1 or not grey:  # else the cross entropy, no likelihood of grey pixels
+        if not cross_entropy:
             found["bits_per_dim"] = objectives.bits_per_dim(elbo, dims, likelihood.bins)
         return found
 

@@ -21,6 +21,7 @@ class Likelihood(NamedTuple):
     """p(x|z) of an image, given what the decoder puts out for z.
 
     Attributes:
+      name: as `build` takes it.
       channels: channels of the decoder's whole output, [B, H, W, channels].
       bins: bytes per unit of x, for `bits_per_dim`: 1 where `log_prob` is of discrete values,
         127.5 for a density on [-1, 1], 255 for one on [0, 1].
@@ -31,6 +32,7 @@ class Likelihood(NamedTuple):
       sample: (outputs, key, **parameters) -> images [B, H, W, C] in [-1, 1].
     """
 
+    name: str
     channels: int
     bins: float
     parameters: Mapping[str, float]
@@ -61,7 +63,7 @@ def bernoulli(image_channels: int) -> Likelihood:
         return jnp.where(jax.random.bernoulli(key, jax.nn.sigmoid(logits)), 1.0, -1.0)
 
     return Likelihood(
-        image_channels, 1.0, {}, log_prob, lambda logits: jnp.tanh(logits / 2), sample
+        "bernoulli", image_channels, 1.0, {}, log_prob, lambda logits: jnp.tanh(logits / 2), sample
     )
 
 
@@ -104,7 +106,7 @@ def continuous_bernoulli(image_channels: int) -> Likelihood:
         x01 = jnp.log1p(u * jnp.expm1(t)) / t
         return 2 * jnp.where(logits > 0, 1 - x01, x01) - 1
 
-    return Likelihood(image_channels, 255.0, {}, log_prob, mean, sample)
+    return Likelihood("continuous_bernoulli", image_channels, 255.0, {}, log_prob, mean, sample)
 
 
 def gaussian(image_channels: int, sigma: float) -> Likelihood:
@@ -118,7 +120,7 @@ def gaussian(image_channels: int, sigma: float) -> Likelihood:
     def sample(outputs: jax.Array, key: jax.Array) -> jax.Array:
         return _clip(outputs + sigma * jax.random.normal(key, outputs.shape))
 
-    return Likelihood(image_channels, 127.5, {}, log_prob, _clip, sample)
+    return Likelihood("gaussian", image_channels, 127.5, {}, log_prob, _clip, sample)
 
 
 def gaussian_learned(image_channels: int) -> Likelihood:
@@ -131,7 +133,9 @@ def gaussian_learned(image_channels: int) -> Likelihood:
         noise = jax.random.normal(key, outputs.shape)
         return _clip(outputs + jnp.exp(soft_floor(log_sigma)) * noise)
 
-    return Likelihood(image_channels, 127.5, {"log_sigma": 0.0}, log_prob, _clip, sample)
+    return Likelihood(
+        "gaussian_learned", image_channels, 127.5, {"log_sigma": 0.0}, log_prob, _clip, sample
+    )
 
 
 def gaussian_optimal(image_channels: int) -> Likelihood:
@@ -149,7 +153,13 @@ def gaussian_optimal(image_channels: int) -> Likelihood:
         return per_example(gaussian_log_prob(x, outputs, 2 * log_sigma))
 
     return Likelihood(
-        image_channels, 127.5, {}, log_prob, _clip, lambda outputs, key: _clip(outputs)
+        "gaussian_optimal",
+        image_channels,
+        127.5,
+        {},
+        log_prob,
+        _clip,
+        lambda outputs, key: _clip(outputs),
     )
 
 
@@ -214,7 +224,9 @@ def logistic_mixture(image_channels: int, components: int = 10) -> Likelihood:
             channels.append(_clip(jnp.round((value + 1) * 127.5) / 127.5 - 1))
         return jnp.stack(channels, axis=-1)
 
-    return Likelihood(components * (1 + 2 * c + len(pairs)), 1.0, {}, log_prob, mean, sample)
+    return Likelihood(
+        "logistic_mixture", components * (1 + 2 * c + len(pairs)), 1.0, {}, log_prob, mean, sample
+    )
 
 
 LIKELIHOODS = {
