@@ -47,7 +47,9 @@ def open_eye(config: Mapping[str, Any], dataset: Dataset, mesh: Any, batch_size:
       batch_size: images at a time, rounded up to a multiple of the devices.
     """
     setting = config["evaluation"]
-    network = features.load(setting["network"], setting["weights"], partial(digits.arrays, "train"))
+    network = features.load(
+        setting["network"], setting["weights"], partial(digits.arrays, "train"), cache_folder()
+    )
     network.check(dataset.spec.image_shape)
     variables = jax.device_put(network.variables, sharding.replicated(mesh))
     apply = jax.jit(lambda variables, x: network.apply(variables, x.astype(jnp.float32)))
@@ -231,9 +233,11 @@ def split_of(config: Mapping[str, Any], dataset: Dataset, eye: Eye, split: str) 
         key = [name.replace("/", "_"), split, len(source), shape, eye.network.name]
         key += [eye.network.preprocessing, eye.network.digest]
         key.append(hashlib.sha256(probe.tobytes()).hexdigest()[:8])  # a folder's images may change
-        return features.cached(
-            cache_folder() / "features", "-".join(map(str, key)), lambda: eye.extract(passing())
+        name_of_file, folder = "-".join(map(str, key)), cache_folder() / "features"
+        arrays = features.cached(
+            folder, name_of_file, features.Features._fields, lambda: eye.extract(passing())
         )
+        return features.Features(*arrays)
 
     return Split(f"{name} {split}", len(source), found, source.fetch)
 

@@ -15,9 +15,13 @@ def train():
     return digits.arrays("train")
 
 
+def load(name, weights=None):
+    return features.load(name, weights, train, judging.cache_folder())
+
+
 @pytest.fixture(scope="module")
 def network():
-    return features.load("digits", None, train)
+    return load("digits")
 
 
 def test_the_digits_network_reads_held_out_digits_and_is_the_same_each_time(network):
@@ -25,14 +29,26 @@ def test_the_digits_network_reads_held_out_digits_and_is_the_same_each_time(netw
     found, logits = network.apply(network.variables, images.astype(np.float32))
     assert found.shape == (296, 64)
     assert (np.asarray(logits).argmax(1) == labels).mean() > 0.97
-    assert features.load("digits", None, train).digest == network.digest
+    assert load("digits").digest == network.digest
+
+
+def test_the_digits_network_is_fitted_anew_to_the_same_bits_and_then_kept(tmp_path, network):
+    fitted = []
+
+    def counted():
+        fitted.append(1)
+        return train()
+
+    for _ in range(2):
+        assert features.load("digits", None, counted, tmp_path).digest == network.digest
+    assert len(fitted) == 1
 
 
 def test_three_digits_in_one_image_are_one_of_a_thousand_modes():
     path = SHARED / "weights" / "mnist_lenet.npz"
     if not path.is_file():
         pytest.skip(f"no {path} (set AIGC_SHARED)")
-    lenet, stacked = (features.load(n, str(path), train) for n in ("lenet", "stacked_lenet"))
+    lenet, stacked = (load(n, str(path)) for n in ("lenet", "stacked_lenet"))
     images = np.random.default_rng(0).uniform(0, 255, (2, 28, 28, 3)).astype(np.float32)
     channels = [lenet.apply(lenet.variables, images[..., c : c + 1]) for c in range(3)]
     found, logits = stacked.apply(stacked.variables, images)
@@ -60,38 +76,38 @@ def test_inception_takes_any_size_in_colour_or_grey(network):
 
 def test_an_unknown_network_and_missing_weights_say_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="is one of inception, resnet56"):
-        features.load("vgg", None, train)
+        load("vgg")
     monkeypatch.delenv("AIGC_WEIGHTS", raising=False)
     with pytest.raises(FileNotFoundError, match=r"evaluation.weights, or .*\$AIGC_WEIGHTS"):
-        features.load("inception", None, train)
+        load("inception")
     monkeypatch.setenv("AIGC_WEIGHTS", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=f"at {tmp_path}/cifar10_resnet56.npz: give"):
-        features.load("resnet56", None, train)
+        load("resnet56")
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
     np.savez(tmp_path / "other.npz", conv=np.zeros((3, 3)))
     for name in ("inception", "resnet56", "lenet"):
         with pytest.raises(ValueError, match=r"other|another|absent|lack|miss"):
-            features.load(name, str(tmp_path / "other.npz"), train)
+            load(name, str(tmp_path / "other.npz"))
 
 
-def test_features_are_computed_once_and_a_damaged_file_is_redone(tmp_path):
+def test_arrays_are_computed_once_and_a_damaged_file_is_redone(tmp_path):
     calls = []
 
     def compute():
         calls.append(1)
-        return features.Features(np.ones((3, 2), np.float32), np.zeros((3, 4), np.float32))
+        return np.ones((3, 2), np.float32), np.zeros((3, 4), np.float32)
 
     for _ in range(2):
-        found = features.cached(tmp_path, "key", compute)
-        assert found.features.shape == (3, 2)
+        first, _ = features.cached(tmp_path, "key", ("a", "b"), compute)
+        assert first.shape == (3, 2)
     assert len(calls) == 1
     (tmp_path / "key.npz").write_bytes(b"PK half a file")
     with pytest.warns(UserWarning, match="damaged: computed again"):
-        found = features.cached(tmp_path, "key", compute)
-    assert found.logits.shape == (3, 4)
-    features.cached(tmp_path, "key", compute)
+        _, second = features.cached(tmp_path, "key", ("a", "b"), compute)
+    assert second.shape == (3, 4)
+    features.cached(tmp_path, "key", ("a", "b"), compute)
     assert len(calls) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["key.npz"]
 

@@ -9,7 +9,7 @@ import os
 import pathlib
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -90,7 +90,10 @@ def some(length: int, n: int) -> np.ndarray:
 
 
 def load(
-    name: str, weights: str | None, digits: Callable[[], tuple[np.ndarray, np.ndarray]]
+    name: str,
+    weights: str | None,
+    digits: Callable[[], tuple[np.ndarray, np.ndarray]],
+    cache: pathlib.Path,
 ) -> FeatureNetwork:
     """A feature network by name.
 
@@ -100,6 +103,7 @@ def load(
         "digits", fitted on the embedded data.
       weights: file of its weights; None looks for the usual name in $AIGC_WEIGHTS.
       digits: () -> (images uint8 [N, 8, 8, 1], labels) to fit "digits" on.
+      cache: folder in which its weights are kept.
 
     Raises:
       ValueError: an unknown name, or weights of another network.
@@ -109,7 +113,9 @@ def load(
         raise ValueError(f"evaluation.network is one of {', '.join(NAMES)}, not {name!r}")
     if name == "digits":
         apply = classifiers.DigitsNet(DIGITS_WIDTH).apply
-        return FeatureNetwork(name, apply, _fit(*digits()), (8, 8, 1), "1")
+        arrays = cached(cache, "digits-classifier-1", _DIGITS, lambda: _fit(*digits()))
+        variables = classifiers.digits_from(arrays[:2], arrays[2:])
+        return FeatureNetwork(name, apply, variables, (8, 8, 1), "1")
     tensors = torch_file.read(_locate(name, weights))
     if name == "inception":
         network = inception.Inception()
@@ -148,20 +154,25 @@ def extract(
     return Features(features, logits)
 
 
-def cached(folder: pathlib.Path, key: str, compute: Callable[[], Features]) -> Features:
-    """Features from the file of that key, or computed and left there; a damaged file is redone."""
+def cached(
+    folder: pathlib.Path,
+    key: str,
+    names: Sequence[str],
+    compute: Callable[[], Sequence[np.ndarray]],
+) -> tuple[np.ndarray, ...]:
+    """Arrays from the file of that key, or computed and left there; a damaged file is redone."""
     path = folder / f"{key}.npz"
     try:
         with np.load(path) as arrays:
-            return Features(arrays["features"], arrays["logits"])
+            return tuple(arrays[name] for name in names)
     except FileNotFoundError:
         pass
     except Exception:  # whatever NumPy makes of a damaged file
         warnings.warn(f"{path} is damaged: computed again", stacklevel=2)
-    found = compute()
+    found = tuple(compute())
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".npz", delete=False) as file:
-        np.savez(file, features=found.features, logits=found.logits)
+        np.savez(file, **dict(zip(names, found, strict=True)))
     os.replace(file.name, path)
     return found
 
@@ -184,8 +195,11 @@ def _locate(name: str, weights: str | None) -> pathlib.Path:
     return path
 
 
-def _fit(images: np.ndarray, labels: np.ndarray) -> Any:
-    """Weights of the digits' classifier: less than a second, the same each time."""
+_DIGITS = ("coefs0", "coefs1", "intercepts0", "intercepts1")
+
+
+def _fit(images: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+    """Weights and biases of the digits' classifier: less than a second, the same each time."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
@@ -198,4 +212,4 @@ def _fit(images: np.ndarray, labels: np.ndarray) -> Any:
             "ignore", ConvergenceWarning
         )  # 100 passes are what it is meant to get
         network.fit(images.reshape(len(images), -1) / 255.0, labels)
-    return classifiers.digits_from(network.coefs_, network.intercepts_)
+    return [*network.coefs_, *network.intercepts_]
