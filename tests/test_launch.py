@@ -66,9 +66,9 @@ def run(tmp_path_factory):
     return folder, done.stdout
 
 
-def losses_of_test(folder):
+def losses_of_test(folder, name="test/loss"):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["test/loss"] for row in rows if "test/loss" in row]
+    losses = [row[name] for row in rows if name in row]
     assert losses
     return losses
 
@@ -210,6 +210,37 @@ def test_a_run_starts_from_the_average_of_another(run, tmp_path):
 
 
 EVALUATE = ["--mode=evaluate", "--workdir=RUN", f"{DIGITS}:smoke+conditional"]
+
+
+def test_a_vae_trains_evaluates_denoises_and_gives_codes(launch, tmp_path, capsys):
+    folder = tmp_path / "vae"
+    launch("--config=configs/vae_digits.py:smoke", f"--workdir={folder}",
+           "--config.evaluation.at_end=True", "--config.evaluation.count=40")  # fmt: skip
+    said = capsys.readouterr().out
+    (path,) = (folder / "evaluations").glob("step*.json")
+    rows = {row["metric"] for row in json.loads(path.read_text())["rows"]}
+    assert {"neg_elbo", "neg_log_p_iw4", "active_units", "psnr/reconstruction"} <= rows
+    assert "fd_digits" in said
+    launch("--mode=sample", f"--workdir={folder}", "--num=10", "--frames=4")
+    assert len(list((folder / "generated").glob("*.png"))) == 2
+    launch("--mode=evaluate", "--config=configs/vae_digits.py:smoke+mixture", "--num=40",
+           f"--workdir={folder}", "--config.evaluations=('fid',)")  # fmt: skip
+    assert "mixture, EMA" in capsys.readouterr().out
+    assert len(list((folder / "evaluations").glob("step*.json"))) == 2  # beside the other
+    launch("--mode=encode", f"--workdir={folder}")
+    codes = np.load(folder / "codes" / "train.npz")
+    assert codes["mean"].shape == (1501, 4)
+    for i in range(3):
+        picture = Image.fromarray(np.full((8, 8), 40 * i, np.uint8))
+        save = tmp_path / "in" / f"{i}.png"
+        save.parent.mkdir(exist_ok=True)
+        picture.save(save)
+    launch("--mode=denoise", f"--workdir={folder}", f"--input={tmp_path / 'in'}")
+    assert len(list((folder / "denoised").glob("*.png"))) == 4
+    with pytest.raises(SystemExit, match="name the images to denoise"):
+        launch("--mode=denoise", f"--workdir={folder}")
+
+
 MISTAKES = [
     ([f"{DIGITS}:smok"], "unknown variant 'smok': did you mean smoke?"),
     ([f"{DIGITS}:smoke+cosin"], "unknown variant 'cosin': did you mean cosine?"),
@@ -295,9 +326,13 @@ def test_smoke_of_the_other_experiments_trains_on_their_data(shared_tfds, celeba
         ("ddpm_cifar", "smoke", f"{tmp_path}/a", data),
         ("ddpm_mnist", "smoke", f"{tmp_path}/b", data),
         ("ddpm_celeba64", "smoke+folder", f"{tmp_path}/c", {"path": celeba_zip}),
+        ("vae_mnist", "smoke+conv", f"{tmp_path}/d", data),
+        ("hvae_cifar", "smoke", f"{tmp_path}/e", data),
+        ("vqvae_cifar", "smoke", f"{tmp_path}/f", data),
     ]
     done = command(json.dumps(jobs), program=("-c", TRAIN))
     assert done.returncode == 0, done.stderr
-    for _, _, folder, _ in jobs:
-        assert np.isfinite(losses_of_test(pathlib.Path(folder))).all()
+    for name, _, folder, _ in jobs:
+        loss = "test/loss" if name.startswith("ddpm") else "test/neg_elbo"
+        assert np.isfinite(losses_of_test(pathlib.Path(folder), loss)).all()
         assert (pathlib.Path(folder) / "samples" / "00000004.png").is_file()
