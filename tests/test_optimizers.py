@@ -111,3 +111,15 @@ def test_players_share_a_setting_or_have_their_own():
 def test_settings_for_some_players_only_are_an_error_that_names_the_others():
     with pytest.raises(ValueError, match=r"names \['a'\] but not \['b'\]"):
         per_player({"a": toys.optimizer()}, ("a", "b"))
+
+
+def test_a_step_with_too_large_a_gradient_moves_nothing():
+    tx = optimizer(learning_rate=0.1, skip_above=2.0)
+    params, small, large = ({"w": jnp.full(2, x)} for x in (0.0, 1.0, 2.0))
+    state = tx.init(params)
+    updates, after = tx.update(large, state, params)
+    assert not updates["w"].any()
+    assert toys.same(after, state)
+    updates, after = tx.update(small, state, params)
+    assert updates["w"].all()
+    assert not toys.same(after, state)

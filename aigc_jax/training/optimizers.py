@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -47,11 +49,14 @@ def optimizer(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     clip: float = 0.0,
+    skip_above: float = 0.0,
 ) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) or SGD.
 
     Args:
       clip: bound on the global gradient norm, applied first; 0 switches it off.
+      skip_above: a step whose global gradient norm is above this moves nothing, as in VDVAE (Child
+        2020, arXiv:2011.10650); 0 switches it off.
       momentum: of SGD; b1, b2, eps: of Adam and AdamW; weight_decay: of AdamW.
     """
     if name not in OPTIMIZERS:
@@ -65,7 +70,20 @@ def optimizer(
         ),
         "sgd": lambda: optax.sgd(learning_rate, momentum=momentum or None),
     }[name]()
-    return optax.chain(optax.clip_by_global_norm(clip), rule) if clip else rule
+    rule = optax.chain(optax.clip_by_global_norm(clip), rule) if clip else rule
+    return skipping(rule, skip_above) if skip_above else rule
+
+
+def skipping(rule: optax.GradientTransformation, limit: float) -> optax.GradientTransformation:
+    """`rule`, but nothing moves, nor does its state, where the gradient norm is above `limit`."""
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        taken = optax.global_norm(grads) <= limit
+        updates, new = rule.update(grads, state, params)
+        updates = jax.tree.map(lambda u: jnp.where(taken, u, 0.0), updates)
+        return updates, jax.tree.map(lambda n, o: jnp.where(taken, n, o), new, state)
+
+    return optax.GradientTransformation(rule.init, update)
 
 
 def per_player(
