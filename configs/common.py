@@ -193,7 +193,21 @@ DDPM_VARIANTS = {
 }
 
 # Seconds on a CPU: one small network, a few steps, every part of the loop once.
-DDPM_SMOKE = {
+SMOKE = {
+    "train.batch_size": 16,
+    "train.steps": 4,
+    "log.every": 2,
+    "log.eval_every": 4,
+    "log.sample_every": 4,
+    "log.samples": 16,
+    "checkpoint.every": 2,
+    "evaluation.examples": 32,
+    "evaluation.count": 32,
+    "evaluation.likelihood_count": 32,
+    "evaluation.at_end": False,
+    "evaluation.scheduled_count": 0,
+}
+DDPM_SMOKE = SMOKE | {
     "network.width": 8,
     "network.multipliers": (1, 2),
     "network.blocks": 1,
@@ -201,39 +215,9 @@ DDPM_SMOKE = {
     "network.groups": 4,
     "diffusion.timesteps": 20,
     "sampling.steps": 4,
-    "train.batch_size": 16,
-    "train.steps": 4,
     "optimizer.warmup": 2,
-    "log.every": 2,
-    "log.eval_every": 4,
-    "log.sample_every": 4,
-    "log.samples": 16,
-    "checkpoint.every": 2,
-    "evaluation.examples": 32,
-    "evaluation.count": 32,
-    "evaluation.likelihood_count": 32,
-    "evaluation.at_end": False,
-    "evaluation.scheduled_count": 0,
 }
-
-
-VAE_SMOKE = {
-    "network.latent": 4,
-    "vae.test_samples": 4,
-    "vae.chunk": 2,
-    "train.batch_size": 16,
-    "train.steps": 4,
-    "log.every": 2,
-    "log.eval_every": 4,
-    "log.sample_every": 4,
-    "log.samples": 16,
-    "checkpoint.every": 2,
-    "evaluation.examples": 32,
-    "evaluation.count": 32,
-    "evaluation.likelihood_count": 32,
-    "evaluation.at_end": False,
-    "evaluation.scheduled_count": 0,
-}
+VAE_SMOKE = SMOKE | {"network.latent": 4, "vae.test_samples": 4, "vae.chunk": 2}
 
 
 def finish(
