@@ -43,6 +43,7 @@ BATCH = flags.DEFINE_integer("batch", 64, "Samples at a time.", lower_bound=1)
 RAW = flags.DEFINE_bool("raw", False, "Samples of the parameters themselves, not their EMA.")
 SAVE = flags.DEFINE_enum("save", "", ["", "png", "npz"], "sample: also every image.")
 FRAMES = flags.DEFINE_integer("frames", 0, "sample: also a strip of so many.", lower_bound=0)
+PICTURES = flags.DEFINE_bool("pictures", False, "sample: also interpolations, traversals.")
 GIF = flags.DEFINE_bool("gif", False, "sample: the frames as an animation.")
 
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Several hosts, found by the cluster.")
@@ -90,6 +91,7 @@ def main(argv: list[str]) -> None:
             labels=as_labels(LABELS.value),
             frames=FRAMES.value,
             gif=GIF.value,
+            pictures=PICTURES.value,
             save=SAVE.value,
             output=OUTPUT.value,
             **drawing,

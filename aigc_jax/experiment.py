@@ -66,6 +66,7 @@ def sample(
     raw: bool = False,
     frames: int = 0,
     gif: bool = False,
+    pictures: bool = False,
     save: str = "",
     output: str | pathlib.Path | None = None,
 ) -> pathlib.Path:
@@ -79,6 +80,7 @@ def sample(
       batch_size: images at a time.
       frames: also writes a strip of this many frames of how each image comes to be; with `gif`,
         an animated GIF instead.
+      pictures: also writes what the family shows of its codes: interpolations, traversals.
       save: "png" writes every image as a file of its own, "npz" all of them as uint8 arrays.
       output: folder to write to; None takes generated/ in the workdir.
 
@@ -99,6 +101,8 @@ def sample(
         _check_labels(labels, family.num_classes)
     elif family.num_classes:
         labels = range(family.num_classes)
+    if pictures and family.pictures is None:
+        raise ValueError(f"family {config['family']!r} has no pictures of codes to show")
     if frames and family.trajectory is None:
         raise ValueError(f"family {config['family']!r} has no frames to show")
 
@@ -135,6 +139,10 @@ def sample(
         for i, image in enumerate(images):
             single = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
             save_image(single, folder / name / f"{i:06d}.png")
+    if pictures:
+        shown = judging.pictures(family, model.params, extra, mesh, seed)
+        for path_of in _save_pictures(shown, folder / name).values():
+            print(path_of, flush=True)
     if frames:
         first = min(count, 64 if gif else 10)
         trajectory = partial(_trajectory, family, frames)
@@ -195,6 +203,7 @@ def evaluate(
     whose = ("EMA" if averaged else "raw") if is_run else "as given"
     protocol = judging.protocol(config, weights=whose, seed=seed)
     rows = evaluators.run(subject, config["evaluations"], **protocol)
+    drawn = subject.pictures()
     if jax.process_index() == 0:
         words = [f"step{model.step:08d}", f"seed{seed}", f"n{count}", eye.network.name]
         name = "-".join([*words, *["raw"] * raw, *different])
@@ -203,6 +212,8 @@ def evaluate(
             path = workdir / "evaluations" / f"{name}-nearest.png"
             save_image(_nearest(subject), path)
             pictures[NEAREST] = f"evaluations/{path.name}"
+        for caption, path in _save_pictures(drawn, workdir / "evaluations" / name).items():
+            pictures[caption] = f"evaluations/{path.name}"
         path = workdir / "evaluations" / f"{name}.json"
         results.write(path, rows, step=model.step, scheduled=False, pictures=pictures)
         print(f"step {model.step} of {workdir}, {count} samples:", flush=True)
@@ -316,6 +327,16 @@ def _with_sampling(
 
 def _trajectory(family: Family, frames: int, *of_sample: Any) -> Any:
     return family.trajectory(*of_sample, frames)
+
+
+def _save_pictures(drawn: Mapping[str, np.ndarray], path: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Writes {caption: images [rows, columns, H, W, C]} beside `path`, named by its first word."""
+    written = {}
+    for caption, images in drawn.items():
+        written[caption] = path.with_name(f"{path.name}-{caption.split(':')[0].lower()}.png")
+        sheet = grid(images.reshape(-1, *images.shape[2:]), columns=images.shape[1])
+        save_image(sheet, written[caption])
+    return written
 
 
 def _write_frames(strips: np.ndarray, path: pathlib.Path, gif: bool) -> None:

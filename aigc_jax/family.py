@@ -66,6 +66,8 @@ class Family(NamedTuple):
         words or ""): whether the codes are used.
       prior: {name: array [N, ...]}, the `codes` of N training images -> what `extra` then holds for
         `sample` to draw from them; None where samples need no such thing.
+      pictures: (params, extra, keys [n], cond) -> {caption: images [rows, columns, H, W, C]}, what
+        people look at to see how codes and images go together; None where there is no such thing.
     """
 
     init: Callable
@@ -82,3 +84,4 @@ class Family(NamedTuple):
     decode: Callable | None = None
     diagnose: Callable | None = None
     prior: Callable | None = None
+    pictures: Callable | None = None

@@ -138,6 +138,7 @@ def subject(
         likelihood=family.likelihood and partial(family.likelihood, params, extra),
         likelihood_count=setting["likelihood_count"],
         diagnose=diagnose if family.diagnose else None,
+        pictures=partial(pictures, family, params, extra, mesh, seed),
         examples=partial(examples, config, dataset, mesh, bar=True),
         key=jax.random.key(config["seed"]),
     )
@@ -213,6 +214,21 @@ def with_prior(
     batches = examples(config, dataset, mesh, count, split=split, bar=True)
     fitted = family.prior(codes(family, params, extra, batches))
     return {**extra, **jax.device_put(fitted, sharding.replicated(mesh))}
+
+
+def pictures(
+    family: Family, params: Any, extra: Any, mesh: Any, seed: int
+) -> dict[str, np.ndarray]:
+    """`Family.pictures` from 16 keys: {caption: images [rows, columns, H, W, C]}."""
+    if family.pictures is None:
+        return {}
+    count = -(-16 // mesh.size) * mesh.size
+    cond = {}
+    if family.num_classes:
+        label = np.arange(count, dtype=np.int32) % family.num_classes
+        cond = {"label": sharding.put(mesh, of_this_process(label))}
+    keys = sharding.sample_keys(mesh, seed, 0, count)
+    return sharding.fetch(family.pictures(params, extra, keys, cond))
 
 
 def split_of(config: Mapping[str, Any], dataset: Dataset, eye: Eye, split: str) -> Split:

@@ -65,6 +65,7 @@ def study(name: str, network: str, data_dir: str, manifold_count: int) -> list[l
             likelihood=None,
             likelihood_count=0,
             diagnose=None,
+            pictures=dict,
             examples=None,
             key=None,
         )

@@ -91,6 +91,7 @@ def subject(samples, **changes):
         likelihood=None,
         likelihood_count=2,
         diagnose=None,
+        pictures=dict,
         examples=lambda limit: iter([{"image": jnp.ones((2, 2, 2, 1)), "mask": jnp.ones(2)}]),
         key=jax.random.key(0),
     )

@@ -221,8 +221,10 @@ def test_a_vae_trains_evaluates_denoises_and_gives_codes(launch, tmp_path, capsy
     rows = {row["metric"] for row in json.loads(path.read_text())["rows"]}
     assert {"neg_elbo", "neg_log_p_iw4", "active_units", "psnr/reconstruction"} <= rows
     assert "fd_digits" in said
-    launch("--mode=sample", f"--workdir={folder}", "--num=10", "--frames=4")
-    assert len(list((folder / "generated").glob("*.png"))) == 2
+    assert "interpolations" in str(json.loads(path.read_text())["pictures"])
+    launch("--mode=sample", f"--workdir={folder}", "--num=10", "--frames=4", "--pictures")
+    names = [path.stem.split("-")[-1] for path in (folder / "generated").glob("*.png")]
+    assert sorted(names) == ["interpolations", "n10", "strip", "traversals"]
     launch("--mode=evaluate", "--config=configs/vae_digits.py:smoke+mixture", "--num=40",
            f"--workdir={folder}", "--config.evaluations=('fid',)")  # fmt: skip
     assert "mixture, EMA" in capsys.readouterr().out

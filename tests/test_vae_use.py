@@ -364,3 +364,23 @@ def test_every_variant_of_the_configs_can_be_built():
         made = build.build(module.get_config(variant), spec[module])
         params, _ = jax.eval_shape(made.init, jax.random.key(0))
         assert params.keys() == {"net"}, variant
+
+
+def test_pictures_show_paths_of_codes_and_what_each_number_does():
+    keys = jax.random.split(jax.random.key(0), 16)
+    made = mlp(**{"network.latent": 2})
+    params, extra = made.init(jax.random.key(1))
+    found = {k.split(":")[0]: v for k, v in made.pictures(params, extra, keys, {}).items()}
+    shapes = {name: images.shape for name, images in found.items()}
+    assert shapes == {
+        "Interpolations": (8, 10, 8, 8, 1),
+        "Traversals": (2, 10, 8, 8, 1),
+        "Manifold": (15, 15, 8, 8, 1),
+    }
+    ends = made.sample(params, extra, keys, {})
+    np.testing.assert_allclose(found["Interpolations"][:, 0], ends[:8], atol=1e-5)
+    np.testing.assert_allclose(found["Interpolations"][:, -1], ends[8:], atol=1e-5)
+    effect = np.abs(found["Traversals"][:, -1] - found["Traversals"][:, 0]).sum((1, 2, 3))
+    assert effect[0] >= effect[1] > 0
+    middle = made.decode(params, extra, jnp.zeros((1, 2)), None)
+    np.testing.assert_allclose(found["Manifold"][7, 7], middle[0], atol=1e-5)

@@ -101,6 +101,7 @@ class Subject:
       likelihood_count: examples that it is taken of; 0 takes all.
       diagnose: () -> ({metric: value}, warning), as `Family.diagnose` of the held-out data; None
         without.
+      pictures: () -> {caption: images [rows, columns, H, W, C]} that go with the rows.
       examples: limit -> held-out data in batches on the devices, with "mask" [B]; whole batches of
         at least that many examples, 0 for all.
       key: of the randomness of these.
@@ -119,6 +120,7 @@ class Subject:
     likelihood: Callable | None
     likelihood_count: int
     diagnose: Callable[[], tuple[Mapping[str, float], str]] | None
+    pictures: Callable[[], Mapping[str, np.ndarray]]
     examples: Callable[[int], Iterator[Mapping[str, jax.Array]]]
     key: jax.Array
 

@@ -13,6 +13,7 @@ from aigc_jax.networks import autoencoder
 from aigc_jax.networks.ladder import Ladder
 from aigc_jax.vae import hierarchical, objectives, vector
 from aigc_jax.vae import likelihood as likelihoods
+from aigc_jax.vae.pictures import of_codes
 
 NETWORKS = {
     "mlp": autoencoder.MLP,
@@ -279,6 +280,16 @@ def vae(
         images = [likelihood.mean(decode(params, begin + s * (end - begin), label)) for s in shares]
         return jnp.stack(images)
 
+    @jax.jit
+    def pictures(params: Any, extra: Any, keys: jax.Array, cond: Mapping[str, Any]) -> dict:
+        """See `pictures.of_codes`; a conditional model's are all of the first key's label."""
+
+        def decoded(z: jax.Array) -> jax.Array:
+            label = jnp.full((len(z),), cond["label"][0]) if num_classes else None
+            return likelihood.mean(decode(params, z, label))
+
+        return of_codes(decoded, jax.vmap(lambda key: draw_prior(extra, key))(keys))
+
     return Family(
         init,
         (Phase("net", loss if importance == 1 else importance_loss),),
@@ -292,6 +303,7 @@ def vae(
         codes=codes,
         decode=decode_images,
         diagnose=diagnose,
+        pictures=pictures,
         prior=partial(fit_mixture, components=sampling["components"])
         if prior == "mixture"
         else None,
