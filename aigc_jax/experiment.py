@@ -321,7 +321,8 @@ def _with_sampling(
     given = {key: value for key, value in (settings or {}).items() if value is not None}
     sampling = config["sampling"] | given
     own = (recorded or config)["sampling"]
-    words = [f"{key}_{value}" for key, value in sampling.items() if value != own.get(key)]
+    keys = dict.fromkeys((*given, *sampling))  # in the order in which they were asked for
+    words = [f"{key}_{sampling[key]}" for key in keys if sampling[key] != own.get(key)]
     return config | {"sampling": sampling}, words
 
 
