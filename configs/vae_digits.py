@@ -1,4 +1,4 @@
-"""A VAE of the embedded digits: half a minute on two CPU cores, nothing downloaded.
+"""A VAE of the embedded digits: under two minutes on two CPU cores, nothing downloaded.
 
     python launch.py --config=configs/vae_digits.py
 
