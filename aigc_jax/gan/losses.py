@@ -1,0 +1,177 @@
+"""What the two players of a GAN minimise, and the penalties that keep the critic smooth.
+
+D(x) is a logit: sigmoid(D) is the probability of "real" where a paper has probabilities. Logits are
+[B], or a patch map [B, h, w] or [B, h, w, 1]; every loss is one value per example [B], the mean
+over its map. log means nats.
+
+A penalty is returned without any weight: one half is the caller's where a paper has it, as in
+(gamma / 2) R1. So is an expectation over the batch.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import relu, softplus
+from jax.scipy.special import logsumexp
+
+Critic = Callable[[jax.Array], jax.Array]  # images [B, ...] -> logits, [B] or a map
+# Within the root of a gradient's norm, whose own gradient is infinite at 0 otherwise.
+NORM_EPS = 1e-12
+
+
+class Loss(NamedTuple):
+    """A game between two players, each of which minimises its own.
+
+    Attributes:
+      name: as `build` takes it.
+      discriminator, generator: (logits of real, logits of generated images) -> [B]. Only a
+        relativistic generator looks at `real`; pairs are by position in the batch (and in the map).
+    """
+
+    name: str
+    discriminator: Callable[[jax.Array, jax.Array], jax.Array]
+    generator: Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def build(name: str) -> Loss:
+    """The loss `name`, one of `LOSSES`."""
+    if name not in LOSSES:
+        raise ValueError(f"gan.loss is one of {', '.join(LOSSES)}, not {name!r}")
+    return LOSSES[name]
+
+
+def map_mean(values: jax.Array) -> jax.Array:
+    """The mean of each example's values, [B, ...] -> [B]."""
+    return jnp.mean(values.reshape(len(values), -1), axis=1)
+
+
+def cross_entropy(real: jax.Array, fake: jax.Array) -> jax.Array:
+    """-log sigmoid(D(x)) - log(1 - sigmoid(D(G(z)))), Goodfellow et al. 2014, eq. 1.
+
+    2 log 2 at D = 0. Its minimum over D is 2 log 2 - 2 JSD(data, generated), their theorem 1.
+    """
+    # log sigmoid(t) = -softplus(-t): finite, with a finite gradient, at any logit.
+    return map_mean(softplus(-real)) + map_mean(softplus(fake))
+
+
+def squares(real: jax.Array, fake: jax.Array) -> jax.Array:
+    """((D(x) - 1)^2 + D(G(z))^2) / 2; 1/2 at D = 0."""
+    return 0.5 * map_mean((real - 1.0) ** 2) + 0.5 * map_mean(fake**2)
+
+
+def margins(real: jax.Array, fake: jax.Array) -> jax.Array:
+    """max(0, 1 - D(x)) + max(0, 1 + D(G(z))); 2 at D = 0."""
+    return map_mean(relu(1.0 - real)) + map_mean(relu(1.0 + fake))
+
+
+LOSSES = {
+    # Goodfellow et al. 2014 (arXiv:1406.2661), eq. 1: G minimises log(1 - sigmoid(D(G(z)))), whose
+    # gradient vanishes where D is sure of itself. At D = 0: 2 log 2 and -log 2.
+    "minimax": Loss("minimax", cross_entropy, lambda real, fake: -map_mean(softplus(fake))),
+    # The same paper's section 3: G minimises -log sigmoid(D(G(z))). At D = 0: 2 log 2 and log 2.
+    "non_saturating": Loss(
+        "non_saturating", cross_entropy, lambda real, fake: map_mean(softplus(-fake))
+    ),
+    # Mao et al. 2017 (arXiv:1611.04076), eq. 2 with a = 0 and b = c = 1. At D = 0: 1/2 and 1/2.
+    "least_squares": Loss(
+        "least_squares", squares, lambda real, fake: 0.5 * map_mean((fake - 1.0) ** 2)
+    ),
+    # Lim & Ye 2017 (arXiv:1705.02894); Miyato et al. 2018 (arXiv:1802.05957), eq. 16 and 17.
+    # At D = 0: 2 and 0.
+    "hinge": Loss("hinge", margins, lambda real, fake: -map_mean(fake)),
+    # Arjovsky et al. 2017 (arXiv:1701.07875), eq. 2, for a critic that a penalty or spectral norm
+    # keeps 1-Lipschitz: D's loss is minus its estimate of the distance. At D = 0: 0 and 0.
+    "wasserstein": Loss(
+        "wasserstein",
+        lambda real, fake: map_mean(fake) - map_mean(real),
+        lambda real, fake: -map_mean(fake),
+    ),
+    # Relativistic pairing, Jolicoeur-Martineau 2019 (arXiv:1807.00734), in the form of R3GAN,
+    # Huang et al. 2024 (arXiv:2501.05441), with f(t) = -softplus(-t): only differences between a
+    # real and a generated image count, so D + c is the same game. At D = 0: log 2 and log 2.
+    "relativistic": Loss(
+        "relativistic",
+        lambda real, fake: map_mean(softplus(fake - real)),
+        lambda real, fake: map_mean(softplus(real - fake)),
+    ),
+}
+
+
+def squared_slope(logit: Critic, x: jax.Array) -> jax.Array:
+    """|grad_x D(x)|^2 of each example of x [B, ...], [B].
+
+    The gradient is that of the logits' sum over the batch, so it is each example's own only where
+    the critic treats examples one by one: the caller forbids statistics of a batch. A patch map is
+    summed too, as published code does; the papers' critics put out one number.
+    """
+    slope = jax.grad(lambda x: jnp.sum(logit(x)))(x)
+    return jnp.sum(slope.reshape(len(x), -1) ** 2, axis=1)
+
+
+def r1(logit: Critic, real: jax.Array) -> jax.Array:
+    """|grad D|^2 at real images; (gamma / 2) times it is Mescheder et al. 2018's eq. 9.
+
+    arXiv:1801.04406. The penalty is zero for a D that is 0 on the data, which makes training
+    converge locally.
+    """
+    return squared_slope(logit, real)
+
+
+def r2(logit: Critic, fake: jax.Array) -> jax.Array:
+    """|grad D|^2 at generated images; (gamma / 2) times it is Mescheder et al. 2018's eq. 10."""
+    return squared_slope(logit, fake)
+
+
+def gradient_penalty(logit: Critic, real: jax.Array, fake: jax.Array, key: jax.Array) -> jax.Array:
+    """(|grad D| - 1)^2 at a point between real and generated, WGAN-GP's eq. 3 without lambda.
+
+    Gulrajani et al. 2017 (arXiv:1704.00028). Each example's point is uniform on the line between
+    the two images at its position.
+    """
+    shape = (len(real),) + (1,) * (real.ndim - 1)
+    t = jax.random.uniform(key, shape, real.dtype)
+    return _far_from_one(squared_slope(logit, t * real + (1.0 - t) * fake))
+
+
+def dragan(logit: Critic, real: jax.Array, key: jax.Array) -> jax.Array:
+    """(|grad D| - 1)^2 near real images, Kodali et al. 2017 (arXiv:1705.07215).
+
+    Their two-sided E (|grad D(x + delta)| - k)^2, delta ~ N(0, c I), with k = 1 and sqrt(c) half
+    the standard deviation of all pixels of the batch, the size of the noise in the authors' code
+    (which draws it uniform and positive).
+    """
+    noise = jax.random.normal(key, real.shape, real.dtype)
+    return _far_from_one(squared_slope(logit, real + 0.5 * jnp.std(real) * noise))
+
+
+# (logit, real, fake, key) -> [B], each of which looks at what it needs.
+PENALTIES = {
+    "gradient_penalty": gradient_penalty,
+    "r1": lambda logit, real, fake, key: r1(logit, real),
+    "r2": lambda logit, real, fake, key: r2(logit, fake),
+    "dragan": lambda logit, real, fake, key: dragan(logit, real, key),
+}
+
+
+def class_loss(class_logits: jax.Array, label: jax.Array) -> jax.Array:
+    """-log p(label | x) of logits [B, K] and labels int [B], nats [B]; log K where all are equal.
+
+    -L_C of AC-GAN, Odena et al. 2017 (arXiv:1610.09585), eq. 3: both players minimise it, D on real
+    and generated images, G on its own. NaN for a label of K or more.
+    """
+    chosen = jnp.take_along_axis(class_logits, label[:, None], axis=1)[:, 0]
+    return logsumexp(class_logits, axis=1) - chosen
+
+
+def cycle(x: jax.Array, back: jax.Array) -> jax.Array:
+    """Mean |x - F(G(x))| of each example [B], Zhu et al. 2017 (arXiv:1703.10593), eq. 2.
+
+    The mean over pixels and channels, as with the published weight of 10, in place of the norm.
+    """
+    return map_mean(jnp.abs(x - back))
+
+
+def _far_from_one(squared: jax.Array) -> jax.Array:
+    return (jnp.sqrt(squared + NORM_EPS) - 1.0) ** 2

@@ -1,0 +1,129 @@
+"""The deep convolutional GAN, from a map of 4x4 to 7x7 by doublings and back.
+
+Radford, Metz & Chintala, "Unsupervised Representation Learning with Deep Convolutional Generative
+Adversarial Networks", 2016 (arXiv:1511.06434). At width 64 and 64x64x3 it is the network of
+PyTorch's examples, 3,576,704 and 2,765,568 parameters; the paper has width 128.
+
+Weights start as N(0, 0.02) and the gains of a norm as N(1, 0.02). A layer before a norm has no
+bias, and in that network the first and the last layers have none either.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from aigc_jax.networks.gan_layers import (
+    ConditionalBatchNorm,
+    UpConv,
+    check_choice,
+    check_conditioning,
+    check_images,
+    conv,
+    dense,
+    doublings,
+    head,
+    leaky_relu,
+    with_label,
+)
+
+INIT = nn.initializers.normal(0.02)
+
+
+def _gain(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    return 1.0 + INIT(key, shape, dtype)
+
+
+class Generator(nn.Module):
+    """A linear map of z, then 4x4 transposed convolutions of stride 2, each after norm and relu.
+
+    z [B, latent] and label [B] int to images [B, H, W, C] float32 in [-1, 1]; the label enters
+    beside z as a one-hot vector. ValueError for sides that no map of 4 to 7 doubles to, and where
+    num_classes and label do not go together.
+
+    Attributes:
+        image_shape: (H, W, C) of the output.
+        latent: numbers in z.
+        width: channels before the last layer; twice as many before each layer above it.
+        num_classes: 0 for a network without labels.
+        dtype: of the activations, "float32" or "bfloat16". Parameters, norms and the last layer
+            are float32.
+    """
+
+    image_shape: tuple[int, int, int] = (64, 64, 3)
+    latent: int = 100
+    width: int = 64
+    num_classes: int = 0
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, z: jax.Array, label: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
+        height, width, channels = self.image_shape
+        last = doublings(self.image_shape) - 1
+        start = (height >> (last + 1), width >> (last + 1), self.width << last)
+        h = with_label(z, label, self.num_classes).astype(self.dtype)
+        h = dense(h, start[0] * start[1] * start[2], name="in", init=INIT, use_bias=False)
+        h = h.reshape(-1, *start)
+        for i in range(last + 1):
+            h = ConditionalBatchNorm(scale_init=_gain, name=f"norm_{i}")(h, train=train)
+            h = nn.relu(h)
+            if i < last:
+                h = UpConv(self.width << (last - 1 - i), INIT, name=f"up_{i}")(h)
+        return jnp.tanh(UpConv(channels, INIT, name="out")(h.astype(jnp.float32)))
+
+
+class Discriminator(nn.Module):
+    """4x4 convolutions of stride 2 down to a map of 4 to 7, then one linear layer of all of it.
+
+    x [B, H, W, C] and label [B] int to (logits [B], class logits [B, num_classes] or None), all
+    float32. The first layer has no batch norm. ValueError for images of another shape, for sides
+    that do not halve to 4 to 7, and for conditioning without labels.
+
+    Attributes:
+        image_shape: (H, W, C) of the input.
+        width: channels after the first layer; each later one doubles them.
+        norm: "batch"; "spectral", of every layer; or "none". The last two have biases.
+        num_classes: 0 for data without labels.
+        conditioning: "none", which ignores the label; "concat" adds it to the image as one-hot
+            maps; "projection" and "classifier" as in `gan_layers.head`, of the whole last map.
+        dtype: of the activations, "float32" or "bfloat16". Parameters, norms and logits are
+            float32.
+    """
+
+    image_shape: tuple[int, int, int] = (64, 64, 3)
+    width: int = 64
+    norm: str = "batch"
+    num_classes: int = 0
+    conditioning: str = "none"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, label: jax.Array | None = None, *, train: bool = False
+    ) -> tuple[jax.Array, jax.Array | None]:
+        check_conditioning(self.conditioning, self.num_classes)
+        check_choice("network.discriminator.norm", self.norm, ("batch", "spectral", "none"))
+        check_images(x, self.image_shape)
+        settings = {
+            "init": INIT,
+            "use_bias": self.norm != "batch",
+            "spectral": self.norm == "spectral",
+            "train": train,
+        }
+        h = x
+        if self.conditioning == "concat":
+            h = with_label(h, label, self.num_classes)
+        h = h.astype(self.dtype)
+        for i in range(doublings(self.image_shape)):
+            h = conv(h, self.width << i, name=f"down_{i}", size=4, stride=2, padding=1, **settings)
+            if i > 0 and self.norm == "batch":
+                h = ConditionalBatchNorm(scale_init=_gain, name=f"norm_{i}")(h, train=train)
+            h = leaky_relu(h)
+        return head(
+            h.reshape(h.shape[0], -1),
+            label,
+            num_classes=self.num_classes,
+            conditioning=self.conditioning,
+            **settings,
+        )

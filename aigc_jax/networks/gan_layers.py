@@ -1,0 +1,365 @@
+"""Layers that the adversarial networks share, channels last.
+
+Every layer computes in the dtype of its input; parameters, the statistics of a norm, spectral norms
+and the softmax of an attention are float32. What a layer keeps from call to call besides its
+parameters is in the collection "batch_stats": with train=True it uses what it finds in this call
+and stores it if that collection is mutable, with train=False it uses what is stored.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Glorot & Bengio 2010; the second one where a rectifier follows.
+GLOROT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+GLOROT_RELU = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
+ONES, ZEROS = nn.initializers.ones_init(), nn.initializers.zeros_init()
+CONDITIONINGS = ("none", "projection", "concat", "classifier")
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)
+
+
+def conv(
+    x: jax.Array,
+    features: int,
+    *,
+    name: str,
+    padding: int,
+    init: nn.initializers.Initializer,
+    size: int = 3,
+    stride: int = 1,
+    use_bias: bool = True,
+    spectral: bool = False,
+    train: bool = False,
+) -> jax.Array:
+    """A convolution, inside a compact module, padded by as many zeros on all four sides.
+
+    x: [B, H, W, C]; the kernel is [size, size, C, features], divided by its spectral norm where
+    spectral is True.
+    """
+    shape = (size, size, x.shape[-1], features)
+    kernel, bias = _Weights(shape, use_bias, spectral, init, name=name)(train)
+    sides = ((padding, padding), (padding, padding))
+    kernel = kernel.astype(x.dtype)
+    h = jax.lax.conv_general_dilated(x, kernel, (stride, stride), sides, dimension_numbers=LAYOUT)
+    return _add(h, bias)
+
+
+def dense(
+    x: jax.Array,
+    features: int,
+    *,
+    name: str,
+    init: nn.initializers.Initializer,
+    use_bias: bool = True,
+    spectral: bool = False,
+    train: bool = False,
+) -> jax.Array:
+    """A linear map of the last axis, inside a compact module: on an image, a 1x1 convolution.
+
+    The kernel is [C, features], divided by its spectral norm where spectral is True.
+    """
+    shape = (x.shape[-1], features)
+    kernel, bias = _Weights(shape, use_bias, spectral, init, name=name)(train)
+    return _add(x @ kernel.astype(x.dtype), bias)
+
+
+class _Weights(nn.Module):
+    """(kernel, bias or None), float32, of one linear layer; the kernel maybe over its norm.
+
+    Miyato, Kataoka, Koyama & Yoshida, "Spectral Normalization for Generative Adversarial Networks",
+    2018 (arXiv:1802.05957), algorithm 1: one power iteration for every call with train=True,
+    none with train=False, and u and v are constants to the gradient. The matrix is
+    [everything else, outputs], so v is as long as an output's inputs and u as the outputs.
+    """
+
+    shape: tuple[int, ...]
+    use_bias: bool
+    spectral: bool
+    kernel_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, train: bool) -> tuple[jax.Array, jax.Array | None]:
+        kernel = self.param("kernel", self.kernel_init, self.shape)
+        bias = self.param("bias", ZEROS, self.shape[-1:]) if self.use_bias else None
+        if self.spectral:
+            kernel = kernel / self.norm(kernel.reshape(-1, self.shape[-1]), train)
+        return kernel, bias
+
+    def norm(self, matrix: jax.Array, train: bool) -> jax.Array:
+        product = partial(jnp.matmul, precision="highest")
+        frozen = jax.lax.stop_gradient(matrix)
+        u = self.variable(
+            "batch_stats",
+            "u",
+            lambda: _unit(jax.random.normal(self.make_rng("params"), matrix.shape[1:])),
+        )
+        # From u, not at random: a stored norm is positive before the first step too.
+        v = self.variable("batch_stats", "v", lambda: _unit(product(frozen, u.value)))
+        right, left = u.value, v.value
+        if train and not self.is_initializing():
+            left = _unit(product(frozen, right))
+            right = _unit(product(left, frozen))
+            if self.is_mutable_collection("batch_stats"):
+                u.value, v.value = right, left
+        return product(product(left, matrix), right)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / jnp.maximum(jnp.linalg.norm(x), 1e-12)
+
+
+def _add(h: jax.Array, bias: jax.Array | None) -> jax.Array:
+    if bias is None:
+        return h
+    return h + bias.astype(h.dtype).reshape(*(1,) * (h.ndim - 1), -1)
+
+
+class ConditionalBatchNorm(nn.Module):
+    """Batch normalisation whose gain and bias belong to the class of the example.
+
+    x: [B, ..., C] and label: [B] int, to the shape of x. num_classes 0: one gain and bias for all,
+    and no label. Stored statistics keep 0.9 of what they were at each update. The stored variance
+    is the one that normalised, sum / n; torch stores sum / (n - 1).
+    ValueError where num_classes and label do not go together.
+
+    Ioffe & Szegedy 2015 (arXiv:1502.03167); Dumoulin et al. 2017 (arXiv:1610.07629), de Vries
+    et al. 2017 (arXiv:1707.00683).
+    """
+
+    num_classes: int = 0
+    scale_init: nn.initializers.Initializer = ONES
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, label: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
+        check_label(label, self.num_classes)
+        channels = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        var = self.variable("batch_stats", "var", jnp.ones, channels)
+        shape = (self.num_classes, *channels) if self.num_classes else channels
+        scale, bias = self.param("scale", self.scale_init, shape), self.param("bias", ZEROS, shape)
+
+        def per_channel(a: jax.Array) -> jax.Array:  # [C] or [B, C] beside x
+            return a.reshape(*a.shape[:-1], *(1,) * (x.ndim - a.ndim), -1)
+
+        h = x.astype(jnp.float32)
+        center, variance = mean.value, var.value
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            center = h.mean(axes)
+            # Not E[x^2] - E[x]^2, which cancels where the mean is large.
+            variance = jnp.square(h - per_channel(center)).mean(axes)
+            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+                mean.value = 0.9 * mean.value + 0.1 * center
+                var.value = 0.9 * var.value + 0.1 * variance
+        if self.num_classes:
+            scale, bias = scale[label], bias[label]
+        h = (h - per_channel(center)) * per_channel(jax.lax.rsqrt(variance + 1e-5))
+        return (h * per_channel(scale) + per_channel(bias)).astype(x.dtype)
+
+
+class UpConv(nn.Module):
+    """A 4x4 transposed convolution of stride 2, no bias: [B, H, W, C] to [B, 2H, 2W, features].
+
+    Equal to torch's conv_transpose2d(stride=2, padding=1). Kernel [4, 4, C, features] is torch's
+    [C, features, 4, 4] transposed, not flipped, so x[i] adds x[i] kernel[k] to output 2i - 1 + k.
+    Every output sees 2x2 of the 4x4, which an initialisation by fan-in would have to know.
+
+    As one 2x2 convolution to the four phases of the larger map, which are then laid side by side:
+    on a CPU the gradient of the transposed convolution itself is some ten times slower.
+    """
+
+    features: int
+    kernel_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, h, w, c = x.shape
+        kernel = self.param("kernel", self.kernel_init, (4, 4, c, self.features)).astype(x.dtype)
+        # Window i holds x[i - 1], x[i]: output 2i - 1 is k[2], k[0] of them, 2i is k[3], k[1].
+        order = np.array([2, 3, 0, 1])
+        taps = kernel[order][:, order].reshape(2, 2, 2, 2, c, self.features)
+        taps = taps.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, c, 4 * self.features)
+        y = jax.lax.conv_general_dilated(
+            x, taps, (1, 1), ((1, 1), (1, 1)), dimension_numbers=LAYOUT
+        )
+        y = y.reshape(b, h + 1, w + 1, 2, 2, self.features).transpose(0, 1, 3, 2, 4, 5)
+        # The first window makes output -1 and the last one output 2H: nobody asked for them.
+        return y.reshape(b, 2 * h + 2, 2 * w + 2, self.features)[:, 1:-1, 1:-1]
+
+
+class MinibatchStd(nn.Module):
+    """Appends how much the examples of a group differ. [B, H, W, C] to [B, H, W, C + features].
+
+    Every group_size examples that lie B / group_size apart are a group, so that a batch whose
+    halves are of different sources mixes them; a batch smaller than group_size is one group. The
+    standard deviations over a group are averaged over positions and over C / features channels.
+    It depends on the rest of the batch, with train=False too.
+    ValueError where a group does not divide the batch, or features the channels.
+
+    Karras et al., "Progressive Growing of GANs", 2018 (arXiv:1710.10196), section 3, in groups as
+    in Karras et al. 2020 (arXiv:1912.04958).
+    """
+
+    group_size: int = 4
+    features: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, height, width, c = x.shape
+        group = min(self.group_size, b)
+        if b % group:
+            raise ValueError(f"groups of {group} do not divide a batch of {b}")
+        if c % self.features:
+            raise ValueError(f"{self.features} features do not divide {c} channels")
+        h = x.astype(jnp.float32).reshape(group, b // group, height, width, self.features, -1)
+        std = jnp.sqrt(jnp.square(h - h.mean(axis=0, keepdims=True)).mean(axis=0) + 1e-8)
+        std = std.mean(axis=(1, 2, 4))[None, :, None, None, :]
+        std = jnp.broadcast_to(std, (group, b // group, height, width, self.features))
+        std = std.reshape(b, height, width, self.features)
+        return jnp.concatenate([x, std.astype(x.dtype)], axis=-1)
+
+
+class SelfAttention(nn.Module):
+    """Every position attends to a map of half the size, beside a connection around it.
+
+    x: [B, H, W, C] to the same shape; the identity at first. ValueError unless 8 divides C and
+    2 divides H and W.
+
+    Zhang, Goodfellow, Metaxas & Odena, "Self-Attention Generative Adversarial Networks", 2019
+    (arXiv:1805.08318), section 3: scores are not scaled and the 1x1 convolutions have no bias.
+    Keys and values are max-pooled as in the authors' code.
+    """
+
+    spectral: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        b, height, width, c = x.shape
+        if c % 8 or height % 2 or width % 2:
+            raise ValueError(
+                f"attention halves the sides and takes 1/8 of the channels of {x.shape}"
+            )
+        layer = partial(dense, init=GLOROT, use_bias=False, spectral=self.spectral, train=train)
+        query = layer(x, c // 8, name="query").reshape(b, height * width, c // 8)
+        key = _max_pool(layer(x, c // 8, name="key")).reshape(b, -1, c // 8)
+        value = _max_pool(layer(x, c // 2, name="value")).reshape(b, -1, c // 2)
+        scores = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+        h = jnp.einsum("bqk,bkc->bqc", weights, value).reshape(b, height, width, c // 2)
+        gamma = self.param("gamma", ZEROS, ())
+        return x + gamma.astype(x.dtype) * layer(h, c, name="out")
+
+
+def _max_pool(x: jax.Array) -> jax.Array:
+    return nn.max_pool(x, (2, 2), (2, 2))
+
+
+def downsample(x: jax.Array) -> jax.Array:
+    """Means of 2x2. [B, H, W, C] to [B, H/2, W/2, C]."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+def upsample(x: jax.Array) -> jax.Array:
+    """Nearest neighbours. [B, H, W, C] to [B, 2H, 2W, C]."""
+    b, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+    return x.reshape(b, 2 * h, 2 * w, c)
+
+
+def head(
+    h: jax.Array,
+    label: jax.Array | None,
+    *,
+    num_classes: int,
+    conditioning: str,
+    init: nn.initializers.Initializer,
+    use_bias: bool = True,
+    spectral: bool = False,
+    train: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """(logits [B], class logits [B, num_classes] or None) of features [B, D], all in float32.
+
+    Inside the compact module of a discriminator, where `check_conditioning` went before. Class
+    logits: Odena, Olah & Shlens, "Conditional Image Synthesis With Auxiliary Classifier GANs", 2017
+    (arXiv:1610.09585). Projection: Miyato & Koyama, "cGANs with Projection Discriminator", 2018
+    (arXiv:1802.05637), equation 3.
+    """
+    layer = partial(dense, init=init, spectral=spectral, train=train)
+    h = h.astype(jnp.float32)
+    logits = layer(h, 1, name="out", use_bias=use_bias)[:, 0]
+    if conditioning == "projection":
+        check_label(label, num_classes)
+        one_hot = jax.nn.one_hot(label, num_classes)
+        logits += (layer(one_hot, h.shape[-1], name="embedding", use_bias=False) * h).sum(axis=-1)
+    if conditioning == "classifier":
+        return logits, layer(h, num_classes, name="classes")
+    return logits, None
+
+
+def with_label(x: jax.Array, label: jax.Array | None, num_classes: int) -> jax.Array:
+    """The one-hot label as more features, or as more channels at every position of an image.
+
+    x: [B, ..., C] to [B, ..., C + num_classes]. ValueError where num_classes and label do not go
+    together.
+    """
+    check_label(label, num_classes)
+    if not num_classes:
+        return x
+    one_hot = jax.nn.one_hot(label, num_classes, dtype=x.dtype)
+    one_hot = one_hot.reshape(x.shape[0], *(1,) * (x.ndim - 2), num_classes)
+    return jnp.concatenate([x, jnp.broadcast_to(one_hot, (*x.shape[:-1], num_classes))], axis=-1)
+
+
+def check_label(label: jax.Array | None, num_classes: int) -> None:
+    """ValueError for a label that the network cannot use, or for one that it misses."""
+    if num_classes and label is None:
+        raise ValueError(f"a network with num_classes={num_classes} was given no label")
+    if not num_classes and label is not None:
+        raise ValueError("a label was given to a network with num_classes=0")
+
+
+def check_conditioning(conditioning: str, num_classes: int) -> None:
+    """ValueError for a discriminator's conditioning that does not exist, or that lacks labels."""
+    check_choice("network.discriminator.conditioning", conditioning, CONDITIONINGS)
+    if conditioning != "none" and not num_classes:
+        raise ValueError(
+            f"network.discriminator.conditioning={conditioning!r} needs data with labels; this "
+            "data set has none"
+        )
+
+
+def check_choice(field: str, value: str, known: Sequence[str]) -> None:
+    """ValueError that names the known values."""
+    if value not in known:
+        raise ValueError(f"{field}={value!r} is none of {', '.join(known)}")
+
+
+def check_images(x: jax.Array, image_shape: Sequence[int]) -> None:
+    """ValueError for images [B, H, W, C] that the network was not made for."""
+    if x.shape[1:] != tuple(image_shape):
+        raise ValueError(f"images are {x.shape[1:]}, not image_shape={tuple(image_shape)}")
+
+
+def doublings(image_shape: Sequence[int]) -> int:
+    """How often a map whose smaller side is 4 to 7 doubles to make the image: 64, 4 times from 4.
+
+    ValueError for an image that this does not reach: 28 is 7 doubled twice, 30 is nothing.
+    """
+    height, width = image_shape[:2]
+    number = min(height, width).bit_length() - 3
+    if number < 1 or height % 2**number or width % 2**number:
+        raise ValueError(
+            f"images are {height}x{width}, but this network doubles a map whose smaller side is 4, "
+            "5, 6 or 7 at least once: both sides have to be that power of two times a whole "
+            "number, as 8, 28, 32, 48 and 64 are"
+        )
+    return number

@@ -1,0 +1,101 @@
+"""A fully connected generator and discriminator.
+
+Goodfellow et al., "Generative Adversarial Nets", 2014 (arXiv:1406.2661). Points of the plane are
+images of shape (1, 1, 2), with output="linear".
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from aigc_jax.networks.gan_layers import (
+    GLOROT,
+    GLOROT_RELU,
+    check_choice,
+    check_conditioning,
+    check_images,
+    dense,
+    head,
+    leaky_relu,
+    with_label,
+)
+
+
+class Generator(nn.Module):
+    """Linear layers with rectifiers between them: 100-256-512-1024-784 by default.
+
+    z [B, latent] and label [B] int to images [B, H, W, C] float32; the label enters beside z as a
+    one-hot vector. ValueError where num_classes and label do not go together.
+
+    Attributes:
+        image_shape: (H, W, C) of the output.
+        latent: numbers in z.
+        hidden: widths of the layers between.
+        output: "tanh", in [-1, 1], or "linear".
+        num_classes: 0 for a network without labels.
+        dtype: of the activations, "float32" or "bfloat16". Parameters and the last layer are
+            float32.
+    """
+
+    image_shape: tuple[int, int, int] = (28, 28, 1)
+    latent: int = 100
+    hidden: tuple[int, ...] = (256, 512, 1024)
+    output: str = "tanh"
+    num_classes: int = 0
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, z: jax.Array, label: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
+        check_choice("network.generator.output", self.output, ("tanh", "linear"))
+        h = with_label(z, label, self.num_classes).astype(self.dtype)
+        for i, width in enumerate(self.hidden):
+            h = nn.relu(dense(h, width, name=f"hidden_{i}", init=GLOROT_RELU))
+        h = dense(h.astype(jnp.float32), math.prod(self.image_shape), name="out", init=GLOROT)
+        h = h.reshape(-1, *self.image_shape)
+        return jnp.tanh(h) if self.output == "tanh" else h
+
+
+class Discriminator(nn.Module):
+    """Linear layers with leaky rectifiers between them: 784-1024-512-256-1 by default.
+
+    x [B, H, W, C] and label [B] int to (logits [B], class logits [B, num_classes] or None), all
+    float32. ValueError for images of another shape and for conditioning without labels.
+
+    Attributes:
+        image_shape: (H, W, C) of the input.
+        hidden: widths of the layers between.
+        num_classes: 0 for data without labels.
+        conditioning: "none", which ignores the label; "concat" puts it beside the pixels as a
+            one-hot vector; "projection" and "classifier" as in `gan_layers.head`.
+        dtype: of the activations, "float32" or "bfloat16". Parameters and logits are float32.
+    """
+
+    image_shape: tuple[int, int, int] = (28, 28, 1)
+    hidden: tuple[int, ...] = (1024, 512, 256)
+    num_classes: int = 0
+    conditioning: str = "none"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, label: jax.Array | None = None, *, train: bool = False
+    ) -> tuple[jax.Array, jax.Array | None]:
+        check_conditioning(self.conditioning, self.num_classes)
+        check_images(x, self.image_shape)
+        h = x.reshape(x.shape[0], -1)
+        if self.conditioning == "concat":
+            h = with_label(h, label, self.num_classes)
+        h = h.astype(self.dtype)
+        for i, width in enumerate(self.hidden):
+            h = leaky_relu(dense(h, width, name=f"hidden_{i}", init=GLOROT_RELU))
+        return head(
+            h,
+            label,
+            num_classes=self.num_classes,
+            conditioning=self.conditioning,
+            init=GLOROT,
+        )

@@ -1,0 +1,173 @@
+"""The residual GAN for 32x32, and by the same rule for other images.
+
+Gulrajani et al., "Improved Training of Wasserstein GANs", 2017 (arXiv:1704.00028), appendix F;
+Miyato et al., "Spectral Normalization for GANs", 2018 (arXiv:1802.05957), table 4; with
+labels Miyato & Koyama 2018 (arXiv:1802.05637). SNGAN for CIFAR-10 is the default: 4,276,739 and
+1,053,825 parameters. WGAN-GP has width 128 in both, norm="none" and pool="mean".
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from aigc_jax.networks.gan_layers import (
+    GLOROT,
+    GLOROT_RELU,
+    ConditionalBatchNorm,
+    SelfAttention,
+    check_choice,
+    check_conditioning,
+    check_images,
+    conv,
+    dense,
+    doublings,
+    downsample,
+    head,
+    upsample,
+    with_label,
+)
+
+
+class Generator(nn.Module):
+    """A linear map of z, residual blocks that double it, then norm, relu, convolution and tanh.
+
+    z [B, latent] and label [B] int to images [B, H, W, C] float32 in [-1, 1]. The label chooses
+    gain and bias of every norm in a block; the last norm is the same for all classes, as in the
+    paper. ValueError for sides that no map of 4 to 7 doubles to, and where num_classes and label
+    do not go together.
+
+    Attributes:
+        image_shape: (H, W, C) of the output.
+        latent: numbers in z.
+        width: channels of every map.
+        attention: whether the map of half the output's size, 16x16 of 32x32, has self-attention.
+        num_classes: 0 for a network without labels.
+        dtype: of the activations, "float32" or "bfloat16". Parameters, norms and the last layer
+            are float32.
+    """
+
+    image_shape: tuple[int, int, int] = (32, 32, 3)
+    latent: int = 128
+    width: int = 256
+    attention: bool = False
+    num_classes: int = 0
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, z: jax.Array, label: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
+        height, width, channels = self.image_shape
+        blocks = doublings(self.image_shape)
+        start = (height >> blocks, width >> blocks, self.width)
+        h = dense(
+            z.astype(self.dtype), start[0] * start[1] * start[2], name="in", init=GLOROT
+        ).reshape(-1, *start)
+        for i in range(blocks):
+            if self.attention and i == blocks - 1:
+                h = SelfAttention(name="attention")(h, train=train)
+            h = _Up(self.width, self.num_classes, name=f"up_{i}")(h, label, train=train)
+        h = ConditionalBatchNorm(name="norm_out")(h.astype(jnp.float32), train=train)
+        return jnp.tanh(conv(nn.relu(h), channels, name="out", padding=1, init=GLOROT))
+
+
+class Discriminator(nn.Module):
+    """Residual blocks, some of which halve the map, then relu, one pool and a linear layer.
+
+    x [B, H, W, C] and label [B] int to (logits [B], class logits [B, num_classes] or None), all
+    float32. Blocks halve the map down to 8x8 to 15x15, the first one always, and two more follow.
+    ValueError for images of another shape, for sides that do not halve to 4 to 7, and for
+    conditioning without labels.
+
+    Attributes:
+        image_shape: (H, W, C) of the input.
+        width: channels of every map.
+        norm: "spectral", of every layer, or "none".
+        pool: of the last map: "sum" in SNGAN, "mean" in WGAN-GP.
+        attention: whether the map of half the input's size, 16x16 of 32x32, has self-attention.
+        num_classes: 0 for data without labels.
+        conditioning: "none", which ignores the label; "concat" adds it to the image as one-hot
+            maps; "projection" and "classifier" as in `gan_layers.head`.
+        dtype: of the activations, "float32" or "bfloat16". Parameters, the pool and logits are
+            float32.
+    """
+
+    image_shape: tuple[int, int, int] = (32, 32, 3)
+    width: int = 128
+    norm: str = "spectral"
+    pool: str = "sum"
+    attention: bool = False
+    num_classes: int = 0
+    conditioning: str = "none"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, label: jax.Array | None = None, *, train: bool = False
+    ) -> tuple[jax.Array, jax.Array | None]:
+        check_conditioning(self.conditioning, self.num_classes)
+        check_choice("network.discriminator.norm", self.norm, ("spectral", "none"))
+        check_choice("network.discriminator.pool", self.pool, ("sum", "mean"))
+        check_images(x, self.image_shape)
+        spectral = self.norm == "spectral"
+        halvings = max(doublings(self.image_shape) - 1, 1)
+        block = partial(_Down, self.width, spectral)
+        if self.conditioning == "concat":
+            x = with_label(x, label, self.num_classes)
+        h = block(first=True, name="down_0")(x.astype(self.dtype), train=train)
+        if self.attention:
+            h = SelfAttention(spectral, name="attention")(h, train=train)
+        for i in range(1, halvings):
+            h = block(name=f"down_{i}")(h, train=train)
+        for i in range(2):
+            h = block(half=False, name=f"block_{i}")(h, train=train)
+        h = nn.relu(h.astype(jnp.float32))
+        return head(
+            h.sum(axis=(1, 2)) if self.pool == "sum" else h.mean(axis=(1, 2)),
+            label,
+            num_classes=self.num_classes,
+            conditioning=self.conditioning,
+            init=GLOROT,
+            spectral=spectral,
+            train=train,
+        )
+
+
+class _Up(nn.Module):
+    """[B, H, W, C] to [B, 2H, 2W, features]."""
+
+    features: int
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, label: jax.Array | None, *, train: bool) -> jax.Array:
+        norm = partial(ConditionalBatchNorm, self.num_classes)
+        layer = partial(conv, features=self.features, padding=1, init=GLOROT_RELU)
+        h = nn.relu(norm(name="norm1")(x, label, train=train))
+        h = layer(upsample(h), name="conv1")
+        h = nn.relu(norm(name="norm2")(h, label, train=train))
+        h = layer(h, name="conv2")
+        # A 1x1 convolution of the small map: the same as of the large one, at a quarter of it.
+        return h + upsample(dense(x, self.features, name="shortcut", init=GLOROT))
+
+
+class _Down(nn.Module):
+    """[B, H, W, C] to [B, H/2, W/2, features], or to [B, H, W, C] with half=False."""
+
+    features: int
+    spectral: bool
+    first: bool = False  # nothing is rectified before the image's own convolutions
+    half: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        settings = {"spectral": self.spectral, "train": train}
+        layer = partial(conv, features=self.features, padding=1, init=GLOROT_RELU, **settings)
+        h = layer(x if self.first else nn.relu(x), name="conv1")
+        h = layer(nn.relu(h), name="conv2")
+        if not self.half:
+            return x + h
+        shortcut = dense(downsample(x), self.features, name="shortcut", init=GLOROT, **settings)
+        return downsample(h) + shortcut
