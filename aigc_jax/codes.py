@@ -31,8 +31,10 @@ def encode(
       What `Family.codes` gives, such as {"mean": [n, ...], "logvar": [n, ...]}.
 
     Raises:
-      ValueError: images of another shape, no encoder, labels that are missing.
+      ValueError: images of another shape or type, no encoder, labels that are missing.
     """
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"images are encoded from bytes 0..255, uint8, not from {pixels.dtype}")
     _check(model, pixels.shape[1:], labels)
 
     def batches() -> Iterator[Mapping[str, jax.Array]]:

@@ -205,7 +205,8 @@ def evaluate(
     rows = evaluators.run(subject, config["evaluations"], **protocol)
     drawn = subject.pictures()
     if jax.process_index() == 0:
-        words = [f"step{model.step:08d}", f"seed{seed}", f"n{count}", eye.network.name]
+        words = [f"step{model.step:08d}", f"seed{seed}", f"n{count}"]
+        words += [eye.network.name] if eye else []
         name = "-".join([*words, *["raw"] * raw, *different])
         pictures = {}
         if "memorisation" in config["evaluations"]:

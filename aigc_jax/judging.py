@@ -16,7 +16,7 @@ from tqdm import tqdm
 from aigc_jax.data import augment, digits, loader
 from aigc_jax.data.datasets import Dataset
 from aigc_jax.evaluation import features, frechet
-from aigc_jax.evaluation.evaluators import Split, Subject
+from aigc_jax.evaluation.evaluators import DISTRIBUTION, Split, Subject
 from aigc_jax.family import Family
 from aigc_jax.sampling import draw, of_this_process
 from aigc_jax.training import sharding
@@ -40,12 +40,18 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(os.environ.get("AIGC_CACHE") or "~/.cache/aigc_jax").expanduser()
 
 
-def open_eye(config: Mapping[str, Any], dataset: Dataset, mesh: Any, batch_size: int = 64) -> Eye:
+def open_eye(
+    config: Mapping[str, Any], dataset: Dataset, mesh: Any, batch_size: int = 64
+) -> Eye | None:
     """The feature network that `config.evaluation` names, for images of this data set.
+
+    None where no metric of `config.evaluations` needs one.
 
     Args:
       batch_size: images at a time, rounded up to a multiple of the devices.
     """
+    if not set(config["evaluations"]) & set(DISTRIBUTION):
+        return None
     setting = config["evaluation"]
     network = features.load(
         setting["network"], setting["weights"], partial(digits.arrays, "train"), cache_folder()
@@ -73,7 +79,7 @@ def subject(
     family: Family,
     dataset: Dataset,
     mesh: Any,
-    eye: Eye,
+    eye: Eye | None,
     params: Any,
     extra: Any,
     *,
@@ -125,8 +131,8 @@ def subject(
         return family.diagnose(codes(family, params, extra, batches))
 
     return Subject(
-        network=eye.network.name,
-        extract=eye.extract,
+        network=eye.network.name if eye else "",
+        extract=eye.extract if eye else None,
         sample=sample,
         labels=labels,
         reference=split_of(config, dataset, eye, setting["reference_split"]),
@@ -231,7 +237,7 @@ def pictures(
     return sharding.fetch(family.pictures(params, extra, keys, cond))
 
 
-def split_of(config: Mapping[str, Any], dataset: Dataset, eye: Eye, split: str) -> Split:
+def split_of(config: Mapping[str, Any], dataset: Dataset, eye: Eye | None, split: str) -> Split:
     """A split of real images with their features, which are computed once and kept in a file."""
     source, name = dataset.sources[split], config["data"]["name"]
 

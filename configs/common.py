@@ -149,6 +149,7 @@ def vae() -> ConfigDict:
         {
             "likelihood": "bernoulli",
             "sigma": 1.0,  # of likelihood "gaussian", images being in [-1, 1]
+            "scale": 1.0,  # of likelihood "laplace", of the same images
             "components": 10,  # of likelihood "logistic_mixture"
             "binarise": "none",  # or "dynamic", or "threshold" at half
             "conditional": False,
@@ -165,6 +166,9 @@ def vae() -> ConfigDict:
             "noise_clip": True,
             "test_samples": 100,  # importance samples of the test estimate
             "chunk": 50,  # of them at a time
+            "feature_network": "",  # whose distance is paid too: "vgg16" or "resnet56"
+            "feature_weights": placeholder(str),  # its file; None: looked for in $AIGC_WEIGHTS
+            "feature_weight": 1.0,  # nats for each value of an image, as L1 at scale 1 has
             "codes": 0,  # vectors of the codebook: above 0 this is a VQ-VAE
             "code_decay": 0.99,  # of its moving averages, a step
             "commitment": 0.25,  # nats for a unit of |z - z_q|^2

@@ -123,7 +123,7 @@ def test_some_indices_are_the_same_each_time_and_all_where_fewer():
 
 def config(**changes):
     setting = {"network": "digits", "weights": None} | changes
-    return {"evaluation": setting, "data": {"name": "digits"}}
+    return {"evaluations": ("fid",), "evaluation": setting, "data": {"name": "digits"}}
 
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 64), (8, 64), (8, 20), (1, 7)])

@@ -108,3 +108,12 @@ def test_samples_are_held_as_bytes(model):
     )
     assert [batch.dtype for batch in subject.sample()] == [np.uint8] * 3
     assert subject.drawn[0].nbytes == 40 * 64
+
+
+def test_without_a_metric_of_distributions_no_feature_network_is_needed(model, monkeypatch):
+    monkeypatch.delenv("AIGC_WEIGHTS", raising=False)
+    wanted = {"evaluation.network": "inception", "evaluations": ("restoration",)}
+    found = rows(*model, 1, 40, names=("restoration",), **wanted)
+    assert {"psnr/t=2", "l1/t=2"} <= set(found)
+    with pytest.raises(FileNotFoundError, match="no weights of feature network 'inception'"):
+        rows(*model, 1, 40, **wanted | {"evaluations": ("restoration", "fid")})

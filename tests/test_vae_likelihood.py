@@ -9,7 +9,7 @@ import torch
 from aigc_jax.vae import likelihood
 
 BYTES = np.arange(256) / 127.5 - 1
-SETTINGS = {"gaussian": {"sigma": 0.3}}
+SETTINGS = {"gaussian": {"sigma": 0.3}, "laplace": {"scale": 0.4}}
 
 
 @pytest.fixture
@@ -48,12 +48,14 @@ def torch_distribution(name, outputs):
         return torch.distributions.Bernoulli(logits=outputs, validate_args=False)
     if name == "continuous_bernoulli":
         return torch.distributions.ContinuousBernoulli(logits=outputs)
+    if name == "laplace":
+        return torch.distributions.Laplace(outputs, 0.4)
     sigma = 0.3 if name == "gaussian" else np.exp(np.logaddexp(0, 6.0) - 6)
     return torch.distributions.Normal(outputs, sigma)
 
 
 @pytest.mark.parametrize(
-    "name", ["bernoulli", "continuous_bernoulli", "gaussian", "gaussian_learned"]
+    "name", ["bernoulli", "continuous_bernoulli", "gaussian", "gaussian_learned", "laplace"]
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_likelihood_and_its_gradient_are_torchs(float64, name, channels):
@@ -65,12 +67,20 @@ def test_a_likelihood_and_its_gradient_are_torchs(float64, name, channels):
     assert like.channels == channels
     found, slope = value_and_slope(like, outputs, x)
     theirs = torch.tensor(outputs, requires_grad=True)
-    seen = x if name.startswith("gaussian") else (x + 1) / 2
+    seen = (x + 1) / 2 if name.endswith("bernoulli") else x
     expected = torch_distribution(name, theirs).log_prob(torch.tensor(seen)).sum(dim=(1, 2, 3))
     expected.sum().backward()
     assert found.shape == (5,)
     np.testing.assert_allclose(found, expected.detach(), rtol=1e-6)
     np.testing.assert_allclose(slope, theirs.grad, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "continuous_bernoulli"])
+def test_data_outside_the_range_of_a_bernoulli_are_refused(name):
+    like = likelihood.build(name, 1)
+    for wrong in (1.01, -255.0, np.nan):
+        with pytest.raises(ValueError, match=r"needs data in \[0, 1\].*vae.likelihood=gaussian"):
+            like.log_prob(jnp.zeros((1, 2, 2, 1)), jnp.full((1, 2, 2, 1), wrong))
 
 
 def test_the_learned_sigma_has_the_gradient_of_a_normals_scale(float64):

@@ -32,8 +32,8 @@ from aigc_jax.data import datasets
 from aigc_jax.data.datasets import DataSpec
 from aigc_jax.sampling import draw
 from aigc_jax.training import loop, sharding
-from aigc_jax.vae import family as families
 from aigc_jax.vae import likelihood as likelihoods
+from aigc_jax.vae import posterior
 from configs import vae_digits, vae_mnist
 
 # --- Labels ------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def test_codes_without_a_mixture_are_normal_at_their_temperature():
 def test_a_mixture_has_as_many_parts_as_it_can(components):
     codes = {"mean": np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)}
     with pytest.raises(ValueError, match=r"sampling\.components must lie in 1\.\.6, not"):
-        families.fit_mixture(codes, components)
+        posterior.fit_mixture(codes, components)
 
 
 @pytest.mark.parametrize("prior", ["normal", "mixture"])
@@ -246,10 +246,20 @@ def test_a_trained_average_is_the_networks_and_the_sigmas():
     assert extra.keys() == {"step"}
 
 
-@pytest.mark.parametrize("name", likelihoods.LIKELIHOODS)
-@pytest.mark.parametrize(("importance", "binarise"), [(1, "none"), (2, "threshold")])
+OF_ITS_OWN = {"gaussian": {"sigma": 0.1}, "laplace": {"scale": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("name", "importance", "binarise"),
+    [
+        (name, *how)
+        for name in likelihoods.LIKELIHOODS
+        for how in ((1, "none"), (2, "threshold"))
+        if (name, how[0]) != ("gaussian_optimal", 2)  # refused
+    ],
+)
 def test_nothing_is_nan_where_the_weights_have_run_away(name, importance, binarise):
-    likelihood = likelihoods.build(name, 1, **{"sigma": 0.1} if name == "gaussian" else {})
+    likelihood = likelihoods.build(name, 1, **OF_ITS_OWN.get(name, {}))
     sign = jnp.where(jnp.arange(likelihood.channels) % 2, -1.0, 1.0)[None, None, None]
     network = Formula(
         lambda weights, x, label: (weights["mean"] * x, weights["logvar"] + 0.0 * x),
@@ -311,7 +321,7 @@ def test_a_collapsed_model_is_warned_of_and_a_living_one_is_not():
     rng = np.random.default_rng(0)
     shape = (200, 2, 2, 1)
     dead = {"mean": np.zeros(shape, np.float32), "logvar": np.zeros(shape, np.float32)}
-    found, warning = families.diagnose(dead)
+    found, warning = posterior.diagnose(dead)
     assert found["active_units"] == 0
     np.testing.assert_allclose(found["largest_kl"], 0, atol=1e-6)
     np.testing.assert_allclose(found["mutual_information"], 0, atol=1e-5)
@@ -320,40 +330,11 @@ def test_a_collapsed_model_is_warned_of_and_a_living_one_is_not():
         "mean": rng.normal(size=shape).astype(np.float32),
         "logvar": np.full(shape, -20, np.float32),
     }
-    found, warning = families.diagnose(alive)
+    found, warning = posterior.diagnose(alive)
     assert warning == ""
     assert found["active_units"] == 4
     np.testing.assert_allclose(found["mutual_information"], np.log(200), rtol=1e-3)  # all it can be
     np.testing.assert_allclose(found["aggregate_variance"], 1, atol=0.15)
-
-
-# --- Errors ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"network__latent": 0}, r"network\.latent is at least 1, not 0"),
-        ({"network__name": "gru"}, r"network\.name is one of .*mlp.*, not 'gru'"),
-        ({"vae__likelihood": "poisson"}, r"vae\.likelihood is one of bernoulli.*, not 'poisson'"),
-        ({"vae__binarise": "half"}, r"vae\.binarise is one of none, .*, not 'half'"),
-        ({"vae__noise": "snow"}, r"vae\.noise is one of none, .*, not 'snow'"),
-        ({"vae__kl": "sigmoid"}, r"vae\.kl is one of constant, .*, not 'sigmoid'"),
-        ({"sampling__prior": "flow"}, r"sampling\.prior is normal or mixture, not 'flow'"),
-        ({"vae__free_bits": 1.0, "vae__beta": 0.0}, r"free_bits does nothing where vae\.beta is 0"),
-        ({"vae__importance": 0}, r"vae\.importance is at least 1, not 0"),
-        ({"vae__noise": "gaussian"}, r"vae\.noise_level must be above 0, not 0"),
-        ({"vae__likelihood": "gaussian", "vae__sigma": 0.0}, r"vae\.sigma must be above 0, not 0"),
-    ],
-)
-def test_a_setting_that_cannot_be_is_told(changes, match):
-    with pytest.raises(ValueError, match=match):
-        mlp(**changes)
-
-
-def test_labels_are_asked_of_data_that_have_them():
-    with pytest.raises(ValueError, match=r"vae\.conditional needs data with labels"):
-        build.build(config(vae__conditional=True), DIGITS._replace(num_classes=0))
 
 
 def test_every_variant_of_the_configs_can_be_built():

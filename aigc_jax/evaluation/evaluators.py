@@ -87,8 +87,8 @@ class Subject:
     """What is evaluated, and against what.
 
     Attributes:
-      network: name of the feature network.
-      extract: batches uint8 [b, H, W, C] -> their features.
+      network: name of the feature network; "" without, where no metric of features is asked for.
+      extract: batches uint8 [b, H, W, C] -> their features; None without a network.
       sample: () -> samples in batches uint8 [b, H, W, C], the same each time.
       labels: int [n], the class that each sample was drawn for; None without.
       reference, held_out: what samples are compared with, and other images of the same kind.
@@ -108,7 +108,7 @@ class Subject:
     """
 
     network: str
-    extract: Callable[[Iterable[np.ndarray]], Features]
+    extract: Callable[[Iterable[np.ndarray]], Features] | None
     sample: Callable[[], Iterator[np.ndarray]]
     labels: np.ndarray | None
     reference: Split

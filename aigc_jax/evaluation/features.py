@@ -116,7 +116,14 @@ def load(
         arrays = cached(cache, "digits-classifier-1", _DIGITS, lambda: _fit(*digits()))
         variables = classifiers.digits_from(arrays[:2], arrays[2:])
         return FeatureNetwork(name, apply, variables, (8, 8, 1), "1")
-    tensors = torch_file.read(_locate(name, weights))
+    path = torch_file.locate(
+        weights,
+        FILES[name],
+        what=f"weights of feature network {name!r}",
+        setting="evaluation.weights",
+        source=inception.WEIGHTS_URL if name == "inception" else "",
+    )
+    tensors = torch_file.read(path)
     if name == "inception":
         network = inception.Inception()
 
@@ -175,24 +182,6 @@ def cached(
         np.savez(file, **dict(zip(names, found, strict=True)))
     os.replace(file.name, path)
     return found
-
-
-def _locate(name: str, weights: str | None) -> pathlib.Path:
-    folder = os.environ.get("AIGC_WEIGHTS")
-    if weights:
-        path = pathlib.Path(weights).expanduser()
-    elif folder:
-        path = pathlib.Path(folder).expanduser() / FILES[name]
-    else:
-        path = None
-    if path is None or not path.is_file():
-        source = f" ({inception.WEIGHTS_URL})" if name == "inception" else ""
-        raise FileNotFoundError(
-            f"no weights of feature network {name!r}{f' at {path}' if path else ''}: give their "
-            f"file by evaluation.weights, or the folder that holds {FILES[name]}{source} by "
-            "$AIGC_WEIGHTS"
-        )
-    return path
 
 
 _DIGITS = ("coefs0", "coefs1", "intercepts0", "intercepts1")

@@ -69,7 +69,8 @@ def digits_from(coefs: Sequence[np.ndarray], intercepts: Sequence[np.ndarray]) -
 class ResNet56(nn.Module):
     """The CIFAR network of 56 layers. x: [B, 32, 32, 3] to (features [B, 64], logits [B, 10]).
 
-    The features are the last map's means.
+    The features are the last map's means. The collection "intermediates" has the last map of each
+    stage: "stage1" [B, 32, 32, 16], "stage2", "stage3"; for maps alone, images of any size will do.
 
     He, Zhang, Ren & Sun, "Deep Residual Learning for Image Recognition", 2015 (arXiv:1512.03385),
     section 4.2 with n = 9.
@@ -84,6 +85,7 @@ class ResNet56(nn.Module):
             for i in range(9):
                 stride = 2 if stage > 1 and i == 0 else 1
                 x = BasicBlock(width, stride, name=f"layer{stage}.{i}")(x)
+            self.sow("intermediates", f"stage{stage}", x)
         features = x.mean(axis=(1, 2))
         return features, nn.Dense(10, precision="highest", name="linear")(features)
 

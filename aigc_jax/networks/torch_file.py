@@ -8,6 +8,7 @@ pickle name nothing but a dict, a tensor, a parameter and the storages below.
 import io
 import json
 import math
+import os
 import pathlib
 import pickle
 import zipfile
@@ -98,6 +99,23 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"cannot read weights from {path}, which is damaged or no state dict ({reason})"
         ) from error
+
+
+def locate(
+    path: str | None, usual: str, *, what: str, setting: str, source: str = ""
+) -> pathlib.Path:
+    """The file at `path`, or of the usual name in $AIGC_WEIGHTS.
+
+    FileNotFoundError that says what is missing, which setting names it, and where it comes from.
+    """
+    folder = os.environ.get("AIGC_WEIGHTS")
+    found = pathlib.Path(path or pathlib.Path(folder or "") / usual).expanduser()
+    if (path or folder) and found.is_file():
+        return found
+    raise FileNotFoundError(
+        f"no {what}{f' at {found}' if path or folder else ''}: give their file by {setting}, or "
+        f"the folder that holds {usual}{f' ({source})' if source else ''} by $AIGC_WEIGHTS"
+    )
 
 
 def fit(

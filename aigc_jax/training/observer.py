@@ -123,10 +123,14 @@ class Observer:
     def sample(self, state: TrainState, step: int) -> None:
         """A grid from the same noise and labels each time."""
         log, classes = self._config["log"], self._family.num_classes
+        params = {**state.params, **state.ema}
+        extra = judging.with_prior(
+            self._config, self._family, self._dataset, self._mesh, params, state.extra
+        )
         images = draw(
             self._family.sample,
-            {**state.params, **state.ema},
-            state.extra,
+            params,
+            extra,
             self._mesh,
             seed=self._config["seed"],
             count=log["samples"],

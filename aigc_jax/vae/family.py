@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -11,9 +12,11 @@ import numpy as np
 from aigc_jax.family import Family, Phase
 from aigc_jax.networks import autoencoder
 from aigc_jax.networks.ladder import Ladder
-from aigc_jax.vae import hierarchical, objectives, vector
+from aigc_jax.vae import hierarchical, objectives, perceptual, vector
 from aigc_jax.vae import likelihood as likelihoods
+from aigc_jax.vae.adversary import Opponent, balance
 from aigc_jax.vae.pictures import of_codes
+from aigc_jax.vae.posterior import diagnose, fit_mixture
 
 NETWORKS = {
     "mlp": autoencoder.MLP,
@@ -22,6 +25,8 @@ NETWORKS = {
     "ladder": Ladder,
 }
 PLAIN = {"beta": 1.0, "free_bits": 0.0, "free_bits_per": "dimension"}  # the bound itself
+# (images, reconstructions [B, H, W, C]) -> what they cost beside the bound, nats [B].
+Term = Callable[[jax.Array, jax.Array], jax.Array]
 BINARISE = {
     "none": lambda key, x: x,
     "threshold": lambda key, x: jnp.where(x > 0, 1.0, -1.0),
@@ -40,12 +45,12 @@ def build(config: Mapping[str, Any], spec: Any) -> Family:
     conditional = settings.pop("conditional")
     if conditional and not spec.num_classes:
         raise ValueError("vae.conditional needs data with labels; this data set has none")
-    own = {"gaussian": ("sigma",), "logistic_mixture": ("components",)}
-    sigma, components = settings.pop("sigma"), settings.pop("components")
+    own = {"gaussian": "sigma", "laplace": "scale", "logistic_mixture": "components"}
+    given = {key: settings.pop(key) for key in own.values()}
     name = settings.pop("likelihood")
-    given = {"sigma": sigma, "components": components}
+    given = {key: given[key] for key in [own.get(name)] if key}
     channels = spec.image_shape[-1]
-    likelihood = likelihoods.build(name, channels, **{k: given[k] for k in own.get(name, ())})
+    likelihood = likelihoods.build(name, channels, **given)
     arguments = dict(config["network"])
     network_name = arguments.pop("name")
     if network_name not in NETWORKS:
@@ -55,7 +60,9 @@ def build(config: Mapping[str, Any], spec: Any) -> Family:
     codes, hierarchy = settings.pop("codes"), network_name == "ladder"
     codebook = {k: settings.pop(k) for k in ("commitment", "restart")}
     codebook["decay"] = settings.pop("code_decay")
+    features = {key: settings.pop(f"feature_{key}") for key in ("network", "weights", "weight")}
     plain = {"binarise": "none", "noise": "none", "importance": 1} if codes or hierarchy else {}
+    plain |= {"feature_network": ""} if codes or hierarchy else {}
     plain |= {"conditional": False, "codes": 0} if hierarchy else {}
     plain |= {"kl": "constant", "beta": 1.0, "free_bits": 0.0} if codes else {}
     for key, value in plain.items():
@@ -80,6 +87,9 @@ def build(config: Mapping[str, Any], spec: Any) -> Family:
         cost["steps"] = steps
     if config["vae"]["importance"] > 1 and cost != PLAIN:
         raise ValueError("vae.importance above 1 weighs no KL: leave kl, beta and free_bits alone")
+    terms = {}
+    if features["network"]:
+        terms["features"] = perceptual.term(spec.image_shape, **features)
     cost = objectives.kl_cost(kind, **cost)
     if hierarchy:
         return hierarchical.ladder(
@@ -90,6 +100,7 @@ def build(config: Mapping[str, Any], spec: Any) -> Family:
         spec.image_shape,
         likelihood,
         cost,
+        terms=terms,
         sampling=config["sampling"],
         **settings,
     )
@@ -109,6 +120,8 @@ def vae(
     test_samples: int,
     chunk: int,
     sampling: Mapping[str, Any],
+    terms: Mapping[str, Term] = MappingProxyType({}),
+    opponent: Opponent | None = None,
 ) -> Family:
     """A VAE with one group of latents, N(0, I) a priori.
 
@@ -127,11 +140,17 @@ def vae(
       test_samples, chunk: importance samples of `Family.likelihood`, and how many at a time.
       sampling: `prior`: "normal", or "mixture" of `components` Gaussians fitted to the posterior
         means of the training images (Ghosh et al. 2020, arXiv:1903.12436); `temperature` of z.
+      terms: {name: term} of the training loss beside the bound, reported by their names.
+      opponent: a second player who judges reconstructions.
     """
     if binarise not in BINARISE:
         raise ValueError(f"vae.binarise is one of {', '.join(BINARISE)}, not {binarise!r}")
     if importance < 1:
         raise ValueError(f"vae.importance is at least 1, not {importance}")
+    if importance > 1 and (terms or opponent):
+        raise ValueError("vae.importance above 1 takes no terms beside the bound (vae.feature_*)")
+    if importance > 1 and likelihood.name == "gaussian_optimal":
+        raise ValueError("vae.importance above 1 needs a likelihood: gaussian_optimal is none")
     damage = corruption(noise, noise_level, noise_clip)
     num_classes = network.num_classes
     dims = int(np.prod(image_shape))
@@ -141,7 +160,10 @@ def vae(
     def init(key: jax.Array) -> tuple[dict, dict]:
         params = dict(network.init(key, jnp.zeros((1, *image_shape)))["params"])
         scalars = {name: jnp.float32(value) for name, value in likelihood.parameters.items()}
-        return {"net": {"network": params, **scalars}}, {"step": jnp.zeros((), jnp.int32)}
+        players = {"net": {"network": params, **scalars}}
+        if opponent:
+            players[opponent.player] = opponent.init(jax.random.fold_in(key, 1))
+        return players, {"step": jnp.zeros((), jnp.int32)}
 
     def apply(params: Any, method: Callable, *args: Any) -> Any:
         return network.apply({"params": params["net"]["network"]}, *args, method=method)
@@ -168,22 +190,43 @@ def vae(
         log_p = objectives.gaussian_log_prob(z, 0.0, 0.0)
         return log_px(params, decode(params, z, label), x) + objectives.per_example(log_p - log_q)
 
-    def bound(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """log p(x|z) [B] and the KL [B, ...], from one z, of data as binarise and noise make it."""
+    def there_and_back(params: Any, batch: Any, key: jax.Array) -> tuple:
+        """x as binarised, what the decoder says of it from one z, and the KL [B, ...]."""
         data_key, noise_key, z_key = jax.random.split(key, 3)
         x, label = BINARISE[binarise](data_key, batch["image"]), label_of(batch)
         mean, logvar = encode(params, damage(noise_key, x), label)
         outputs = decode(params, draw_z(mean, logvar, z_key), label)
-        return log_px(params, outputs, x), objectives.kl_standard_normal(mean, logvar)
+        return x, outputs, objectives.kl_standard_normal(mean, logvar)
 
     def loss(params: Any, extra: Any, batch: Any, key: jax.Array) -> tuple:
-        log_p, kl = bound(params, batch, key)
-        value = jnp.mean(cost(kl, extra["step"]) - log_p)
-        metrics = {
-            "neg_elbo": -jnp.mean(objectives.elbo(log_p, kl)),
-            "kl": jnp.mean(objectives.per_example(kl)),
-        }
-        return value, (metrics, {**extra, "step": extra["step"] + 1})
+        x, outputs, kl = there_and_back(params, batch, key)
+        log_p = log_px(params, outputs, x)
+        paid = {name: term(x, likelihood.mean(outputs)) for name, term in terms.items()}
+        if opponent:
+            paid[opponent.player] = opposed(params, extra["step"], x, outputs)
+        value = cost(kl, extra["step"]) - log_p + sum(paid.values())
+        metrics = {"neg_elbo": -objectives.elbo(log_p, kl), "kl": objectives.per_example(kl)}
+        means = {name: jnp.mean(each) for name, each in (metrics | paid).items()}
+        return jnp.mean(value), (means, {**extra, "step": extra["step"] + 1})
+
+    def opposed(params: Any, step: jax.Array, x: jax.Array, outputs: jax.Array) -> jax.Array:
+        """What the opponent makes the autoencoder pay, [B], balanced with what x costs it."""
+
+        def distortion(outputs: jax.Array) -> jax.Array:
+            paid = [term(x, likelihood.mean(outputs)) for term in terms.values()]
+            return sum(paid) - log_px(params, outputs, x)
+
+        def term(outputs: jax.Array) -> jax.Array:
+            return opponent.term(params[opponent.player], likelihood.mean(outputs))
+
+        weight = opponent.weight * (step >= opponent.start)
+        return weight * balance(distortion, term, outputs) * term(outputs)
+
+    def opponent_loss(params: Any, extra: Any, batch: Any, key: jax.Array) -> tuple:
+        x, outputs, _ = there_and_back(params, batch, key)
+        value = opponent.loss(params[opponent.player], x, likelihood.mean(outputs))
+        # The first phase has counted the step already.
+        return jnp.mean(value) * (extra["step"] > opponent.start), ({}, extra)
 
     def importance_loss(params: Any, extra: Any, batch: Any, key: jax.Array) -> tuple:
         data_key, noise_key, z_key = jax.random.split(key, 3)
@@ -196,7 +239,8 @@ def vae(
 
     def evaluate(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
         """{"neg_elbo", "kl", "distortion": [B]} in nats, from one z, and bits/dim of the first."""
-        log_p, kl = bound(params, batch, key)
+        x, outputs, kl = there_and_back(params, batch, key)
+        log_p = log_px(params, outputs, x)
         elbo = objectives.elbo(log_p, kl)
         found = {"neg_elbo": -elbo, "kl": objectives.per_example(kl), "distortion": -log_p}
         if not cross_entropy:
@@ -222,12 +266,16 @@ def vae(
         )
         return {f"neg_log_p_iw{test_samples}": -value}
 
+    def fixed(x: jax.Array) -> jax.Array:
+        """Images as the model knows them, as far as that takes no chance."""
+        return BINARISE["threshold"](None, x) if binarise == "threshold" else x
+
     def reconstruct(params: Any, x: jax.Array, label: Any) -> jax.Array:
         return likelihood.mean(decode(params, encode(params, x, label)[0], label))
 
     def restore(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, tuple]:
         """What the decoder makes of the mean code: of the image, and of it with noise."""
-        x, label = batch["image"], label_of(batch)
+        x, label = fixed(batch["image"]), label_of(batch)
         pairs = {"reconstruction": (x, reconstruct(params, x, label))}
         if noise != "none":
             given = damage(key, x)
@@ -238,7 +286,7 @@ def vae(
         return pairs
 
     def codes(params: Any, extra: Any, batch: Any) -> dict[str, jax.Array]:
-        mean, logvar = encode(params, batch["image"], label_of(batch))
+        mean, logvar = encode(params, fixed(batch["image"]), label_of(batch))
         return {"mean": mean, "logvar": logvar}
 
     shape = jax.eval_shape(
@@ -290,16 +338,20 @@ def vae(
 
         return of_codes(decoded, jax.vmap(lambda key: draw_prior(extra, key))(keys))
 
+    phases = (Phase("net", loss if importance == 1 else importance_loss),)
+    if opponent:
+        phases += (Phase(opponent.player, opponent_loss),)
     return Family(
         init,
-        (Phase("net", loss if importance == 1 else importance_loss),),
+        phases,
         sample,
         evaluate,
         averaged=("net",),
         num_classes=num_classes,
         trajectory=trajectory,
         restore=restore,
-        likelihood=importance_bound,
+        # The optimal sigma is of a batch, so it makes no weight of an image.
+        likelihood=None if likelihood.name == "gaussian_optimal" else importance_bound,
         codes=codes,
         decode=decode_images,
         diagnose=diagnose,
@@ -308,45 +360,6 @@ def vae(
         if prior == "mixture"
         else None,
     )
-
-
-def diagnose(codes: Mapping[str, np.ndarray]) -> tuple[dict[str, float], str]:
-    """Whether N images' codes {"mean", "logvar": [N, ...]} are used; see `Family.diagnose`."""
-    mean, logvar = (codes[name].reshape(len(codes[name]), -1) for name in ("mean", "logvar"))
-    kl = np.asarray(objectives.kl_standard_normal(mean, logvar)).mean(0)
-    active = np.asarray(objectives.active_units(mean))
-    found = min(len(mean), 4096)  # every pair of them is compared
-    information = objectives.mutual_information(mean[:found], logvar[:found], jax.random.key(0))
-    centre, covariance = (np.asarray(x) for x in objectives.aggregate_moments(mean, logvar))
-    metrics = {
-        "active_units": float(active.sum()),
-        "mutual_information": float(information),
-        "largest_kl": float(kl.max()),
-        "aggregate_mean": float(np.linalg.norm(centre)),  # 0 of a prior that is matched
-        "aggregate_variance": float(np.trace(covariance) / len(centre)),  # 1
-    }
-    return metrics, objectives.collapse_warning(kl, active)
-
-
-def fit_mixture(codes: Mapping[str, np.ndarray], components: int) -> dict[str, Any]:
-    """{"mixture": ...}: Gaussians fitted to posterior means [N, ...], for `sample` to draw from."""
-    from sklearn.mixture import GaussianMixture  # a second to import, for this alone
-
-    mean = codes["mean"].reshape(len(codes["mean"]), -1).astype(np.float64)
-    if components < 1 or components > len(mean):
-        raise ValueError(f"sampling.components must lie in 1..{len(mean)}, not {components}")
-    fitted = GaussianMixture(components, reg_covar=1e-6, random_state=0).fit(mean)
-    mixture = {
-        "log_weights": np.log(fitted.weights_),
-        "means": fitted.means_,
-        "factors": np.linalg.cholesky(fitted.covariances_),
-    }
-    return {"mixture": {name: array.astype(np.float32) for name, array in mixture.items()}}
-
-
-def draw_z(mean: jax.Array, logvar: jax.Array, key: jax.Array) -> jax.Array:
-    """z ~ N(mean, e^logvar), reparameterised."""
-    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
 
 
 def corruption(kind: str, level: float, clip: bool) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -367,4 +380,11 @@ def corruption(kind: str, level: float, clip: bool) -> Callable[[jax.Array, jax.
         raise ValueError(f"vae.noise is one of {', '.join(kinds)}, not {kind!r}")
     if kind != "none" and level <= 0:
         raise ValueError(f"vae.noise_level must be above 0, not {level}")
+    if kind == "salt_pepper" and level > 1:
+        raise ValueError(f"vae.noise_level is a share of pixels, so at most 1, not {level}")
     return kinds[kind]
+
+
+def draw_z(mean: jax.Array, logvar: jax.Array, key: jax.Array) -> jax.Array:
+    """z ~ N(mean, e^logvar), reparameterised."""
+    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)

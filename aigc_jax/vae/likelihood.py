@@ -45,7 +45,7 @@ def build(name: str, image_channels: int, **settings: Any) -> Likelihood:
     """The likelihood `name` of images with `image_channels`; `settings` are its builder's.
 
     "bernoulli", "continuous_bernoulli", "gaussian" (sigma), "gaussian_learned", "gaussian_optimal",
-    "logistic_mixture" (components).
+    "laplace" (scale), "logistic_mixture" (components).
     """
     if name not in LIKELIHOODS:
         raise ValueError(f"vae.likelihood is one of {', '.join(LIKELIHOODS)}, not {name!r}")
@@ -56,6 +56,7 @@ def bernoulli(image_channels: int) -> Likelihood:
     """Pixels that are black or white, from logits; of grey ones the cross entropy."""
 
     def log_prob(logits: jax.Array, x: jax.Array) -> jax.Array:
+        _check_range(x)
         # Never log(sigmoid): this form and its gradient are finite at any logit.
         return per_example((x + 1) / 2 * logits - jax.nn.softplus(logits))
 
@@ -90,6 +91,7 @@ def continuous_bernoulli(image_channels: int) -> Likelihood:
         return math.log(2) + jnp.where(small, series, jnp.log(a) - log_tanh)
 
     def log_prob(logits: jax.Array, x: jax.Array) -> jax.Array:
+        _check_range(x)
         inner = (x + 1) / 2 * logits - jax.nn.softplus(logits)
         return per_example(inner + log_normaliser(logits))
 
@@ -121,6 +123,24 @@ def gaussian(image_channels: int, sigma: float) -> Likelihood:
         return _clip(outputs + sigma * jax.random.normal(key, outputs.shape))
 
     return Likelihood("gaussian", image_channels, 127.5, {}, log_prob, _clip, sample)
+
+
+def laplace(image_channels: int, scale: float) -> Likelihood:
+    """The Laplace density around the outputs: its negative logarithm is |x - outputs| / scale.
+
+    That is the L1 distance of Rombach et al. 2022 (arXiv:2112.10752) at scale 1, in units of images
+    in [-1, 1]. Samples are clipped to them.
+    """
+    if scale <= 0:
+        raise ValueError(f"vae.scale must be above 0, not {scale}")
+
+    def log_prob(outputs: jax.Array, x: jax.Array) -> jax.Array:
+        return per_example(-jnp.abs(x - outputs) / scale - math.log(2 * scale))
+
+    def sample(outputs: jax.Array, key: jax.Array) -> jax.Array:
+        return _clip(outputs + scale * jax.random.laplace(key, outputs.shape))
+
+    return Likelihood("laplace", image_channels, 127.5, {}, log_prob, _clip, sample)
 
 
 def gaussian_learned(image_channels: int) -> Likelihood:
@@ -235,6 +255,7 @@ LIKELIHOODS = {
     "gaussian": gaussian,
     "gaussian_learned": gaussian_learned,
     "gaussian_optimal": gaussian_optimal,
+    "laplace": laplace,
     "logistic_mixture": logistic_mixture,
 }
 
@@ -252,6 +273,15 @@ def soft_floor(log_sigma: jax.Array) -> jax.Array:
 def per_example(x: jax.Array) -> jax.Array:
     """The sum of [B, ...] over all but its first axis, [B]."""
     return jnp.sum(x.reshape(len(x), -1), axis=1)
+
+
+def _check_range(x: jax.Array) -> None:
+    """Raises ValueError for images outside [-1, 1], where values can be seen: not in a jit."""
+    if not isinstance(x, jax.core.Tracer) and not (jnp.abs(x) <= 1).all():
+        raise ValueError(
+            "a Bernoulli likelihood needs data in [0, 1], here as images in [-1, 1], but these lie "
+            f"in [{jnp.min(x):.4g}, {jnp.max(x):.4g}]: scale them, or take vae.likelihood=gaussian"
+        )
 
 
 def _clip(images: jax.Array) -> jax.Array:
