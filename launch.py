@@ -5,6 +5,7 @@
     python launch.py --mode=sample --workdir=runs/ddpm_digits --num=100
     python launch.py --mode=evaluate --workdir=runs/ddpm_digits --num=500
     python launch.py --mode=denoise --workdir=runs/dvae_mnist --input=FOLDER
+    python launch.py --mode=translate --workdir=runs/cyclegan_maps --input=FOLDER --direction=a2b
     python launch.py --mode=export --workdir=runs/ddpm_digits --output=exported
 
 Training again in the same --workdir resumes; the other modes need only --workdir.
@@ -26,11 +27,12 @@ HERE = pathlib.Path(__file__).resolve().parent
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment: configs/NAME.py, or configs/NAME.py:variant+variant."
 )
-MODES = ["train", "sample", "evaluate", "report", "denoise", "encode", "export"]
+MODES = ["train", "sample", "evaluate", "report", "denoise", "translate", "encode", "export"]
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/NAME[-variant].")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to take; default: the newest.")
-INPUT = flags.DEFINE_string("input", None, "denoise: a folder or .zip of images.")
+INPUT = flags.DEFINE_string("input", None, "denoise, translate: a folder or .zip of images.")
+DIRECTION = flags.DEFINE_enum("direction", "a2b", ["a2b", "b2a"], "translate: to which domain.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write to; default: in the workdir.")
 
 NUM = flags.DEFINE_integer("num", None, "How many samples; 64, or the evaluation's.", lower_bound=1)
@@ -100,11 +102,15 @@ def main(argv: list[str]) -> None:
         experiment.evaluate(workdir, config, count=NUM.value, **drawing)
     elif MODE.value == "report":
         experiment.make_report(workdir)
-    elif MODE.value == "denoise":
+    elif MODE.value in ("denoise", "translate"):
         if not INPUT.value:
-            raise ValueError("name the images to denoise, as in --input=FOLDER")
+            raise ValueError(f"name the images to {MODE.value}, as in --input=FOLDER")
         what = {"output": OUTPUT.value, "step": STEP.value, "raw": RAW.value}
-        experiment.denoise(workdir, INPUT.value, config, batch_size=BATCH.value, **what)
+        what["batch_size"] = BATCH.value
+        if MODE.value == "denoise":
+            experiment.denoise(workdir, INPUT.value, config, **what)
+        else:
+            experiment.translate(workdir, INPUT.value, config, direction=DIRECTION.value, **what)
     elif MODE.value == "encode":
         experiment.encode(workdir, config, output=OUTPUT.value, step=STEP.value, raw=RAW.value)
     else:

@@ -6,9 +6,16 @@ from typing import Any
 
 from aigc_jax.diffusion import family as diffusion
 from aigc_jax.family import Family
+from aigc_jax.gan import cyclegan
+from aigc_jax.gan import family as gan
 from aigc_jax.vae import family as vae
 
-FAMILIES = {"diffusion": diffusion.build, "vae": vae.build}
+FAMILIES = {
+    "diffusion": diffusion.build,
+    "vae": vae.build,
+    "gan": gan.build,
+    "cyclegan": cyclegan.build,
+}
 
 
 def build(config: Mapping[str, Any], spec: Any) -> Family:

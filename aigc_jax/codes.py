@@ -1,10 +1,11 @@
-"""Images to codes and back, for any family with an encoder: arrays, files, whole data sets."""
+"""Images to codes and back, or to another domain: arrays, files, whole data sets."""
 
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -15,6 +16,8 @@ from aigc_jax.data.datasets import Dataset
 from aigc_jax.models import Model
 from aigc_jax.training import sharding
 from aigc_jax.training.writers import grid, save_image, to_uint8
+
+DIRECTIONS = ("a2b", "b2a")
 
 
 def encode(
@@ -86,20 +89,79 @@ def encode_split(model: Model, config: Mapping[str, Any], dataset: Dataset, spli
     return found
 
 
+def translate(
+    model: Model, pixels: np.ndarray, direction: str, *, batch_size: int = 64
+) -> np.ndarray:
+    """Images uint8 [n, H, W, C] in the other domain; `direction` is "a2b" or "b2a".
+
+    Raises:
+      ValueError: another direction, images of another shape, a model of one domain.
+    """
+    _check_translates(model, pixels.shape[1:], direction)
+    run, parts = jax.jit(model.family.translate, static_argnums=3), []
+    size = min(batch_size, len(pixels))
+    for start in range(0, len(pixels), size):
+        # The last batch is filled up, so that one compilation serves all.
+        part = pixels[np.minimum(np.arange(start, start + size), len(pixels) - 1)]
+        found = run(model.params, model.extra, augment.to_float(jnp.asarray(part)), direction)
+        parts.append(to_uint8(sharding.fetch(found)))
+    return np.concatenate(parts)[: len(pixels)]
+
+
 def denoise(
     model: Model, folder: str | pathlib.Path, output: str | pathlib.Path, *, batch_size: int = 64
 ) -> pathlib.Path:
     """Decodes the mean code of every image of a folder or .zip: what a denoising model is for.
 
+    Returns and raises as `_each_file`; ValueError also for a model without an encoder or one that
+    needs labels.
+    """
+    _check(model, model.spec.image_shape, None)
+
+    def restored(given: np.ndarray) -> np.ndarray:
+        code = encode(model, given, batch_size=batch_size)["mean"]
+        return decode(model, code, batch_size=batch_size)
+
+    return _each_file(model, folder, output, restored, "denoising", batch_size)
+
+
+def translate_folder(
+    model: Model,
+    folder: str | pathlib.Path,
+    output: str | pathlib.Path,
+    direction: str,
+    *,
+    batch_size: int = 64,
+) -> pathlib.Path:
+    """Takes every image of a folder or .zip to the other domain.
+
+    Returns and raises as `_each_file`, and raises as `translate`.
+    """
+    _check_translates(model, model.spec.image_shape, direction)
+
+    def translated(given: np.ndarray) -> np.ndarray:
+        return translate(model, given, direction, batch_size=batch_size)
+
+    return _each_file(model, folder, output, translated, "translating", batch_size)
+
+
+def _each_file(
+    model: Model,
+    folder: str | pathlib.Path,
+    output: str | pathlib.Path,
+    change: Callable[[np.ndarray], np.ndarray],
+    doing: str,
+    batch_size: int,
+) -> pathlib.Path:
+    """Puts every image of a folder or .zip through `change`, uint8 [n, H, W, C] to the same.
+
     Images are brought to the model's size. `output` gets a PNG for each, by the same name, and
     `compared.png`, up to 16 of them above what became of them; its path is returned.
 
     Raises:
-      ValueError: a folder without images, a broken image, a model without an encoder or one that
-        needs labels.
+      ValueError: a folder without images, a broken image.
     """
     height, width, _ = model.spec.image_shape
-    _check(model, model.spec.image_shape, None)
     try:
         found = images.open_folder(str(folder))
     except images.DataError as error:
@@ -108,16 +170,15 @@ def denoise(
         raise ValueError(f"images are brought to squares, but the model's are {height}x{width}")
     read = sources.decoder(model.spec.image_shape, image_size=height, crop=0, upright=True)
     output, first = pathlib.Path(output), None
-    with tqdm(total=len(found.names), unit="img", desc="denoising", disable=None) as bar:
+    with tqdm(total=len(found.names), unit="img", desc=doing, disable=None) as bar:
         for start in range(0, len(found.names), batch_size):
             names = found.names[start : start + batch_size]
             given = np.stack([read(images.Record(n, found.read(n), None)) for n in names])
-            code = encode(model, given, batch_size=batch_size)["mean"]
-            restored = decode(model, code, batch_size=batch_size)
-            for name, image in zip(names, restored, strict=True):
+            changed = change(given)
+            for name, image in zip(names, changed, strict=True):
                 picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
                 save_image(picture, (output / name).with_suffix(".png"))
-            first = (given[:16], restored[:16]) if first is None else first
+            first = (given[:16], changed[:16]) if first is None else first
             bar.update(len(names))
     shown = np.concatenate(first).astype(np.float32) / 127.5 - 1
     path = output / "compared.png"
@@ -128,8 +189,20 @@ def denoise(
 def _check(model: Model, shape: tuple[int, ...], labels: Any) -> None:
     if model.family.codes is None or model.family.decode is None:
         raise ValueError(f"family {model.config['family']!r} has no encoder and decoder of images")
+    _check_shape(model, shape)
+    if model.family.num_classes and labels is None:
+        raise ValueError("this model is conditional: it needs the labels of the images")
+
+
+def _check_translates(model: Model, shape: tuple[int, ...], direction: str) -> None:
+    if model.family.translate is None:
+        raise ValueError(f"family {model.config['family']!r} does not translate images")
+    if direction not in DIRECTIONS:
+        raise ValueError(f"the direction is {' or '.join(DIRECTIONS)}, not {direction!r}")
+    _check_shape(model, shape)
+
+
+def _check_shape(model: Model, shape: tuple[int, ...]) -> None:
     if tuple(shape) != tuple(model.spec.image_shape):
         sizes = ("x".join(map(str, s)) for s in (model.spec.image_shape, shape))
         raise ValueError("the model takes images of {}, not {}".format(*sizes))
-    if model.family.num_classes and labels is None:
-        raise ValueError("this model is conditional: it needs the labels of the images")

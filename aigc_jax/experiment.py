@@ -11,12 +11,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from aigc_jax import build, codes, judging, weights
-from aigc_jax.data import datasets
-from aigc_jax.evaluation import evaluators, report, results
+from aigc_jax.data import datasets, mixtures
+from aigc_jax.evaluation import evaluators, features, report, results
 from aigc_jax.family import Family
 from aigc_jax.models import load
 from aigc_jax.sampling import draw
 from aigc_jax.training import loop, rundir, sharding
+from aigc_jax.training.scatter import scatter
 from aigc_jax.training.writers import grid, grid_columns, save_image, to_uint8
 
 
@@ -32,6 +33,7 @@ def train(
     dataset = _open_data(config)
     family = build.build(config, dataset.spec)
     evaluators.check_names(config["evaluations"])
+    judging.check_draws(family, config["evaluations"])
     if config["evaluation"]["at_end"]:  # what it would lack then is better missed now
         judging.open_eye(config, dataset, sharding.make_mesh())
     initial = partial(weights.load, config["init_from"], config, family)
@@ -72,6 +74,8 @@ def sample(
 ) -> pathlib.Path:
     """Draws images from a trained model and writes a grid; sample i depends on (seed, i) only.
 
+    Of points in the plane it is a scatter plot.
+
     Args:
       workdir, config, step, raw: see `load`.
       count: how many images.
@@ -81,7 +85,8 @@ def sample(
       frames: also writes a strip of this many frames of how each image comes to be; with `gif`,
         an animated GIF instead.
       pictures: also writes what the family shows of its codes: interpolations, traversals.
-      save: "png" writes every image as a file of its own, "npz" all of them as uint8 arrays.
+      save: "png" writes every image as a file of its own, "npz" all of them as uint8 arrays
+        (points: float32).
       output: folder to write to; None takes generated/ in the workdir.
 
     Returns:
@@ -97,6 +102,7 @@ def sample(
     config, different = _with_sampling(workdir, config, settings)
     model = load(workdir, config, step=step, raw=raw)
     family = model.family
+    judging.check_draws(family, ["samples"])
     if labels is not None:
         _check_labels(labels, family.num_classes)
     elif family.num_classes:
@@ -106,9 +112,14 @@ def sample(
     if frames and family.trajectory is None:
         raise ValueError(f"family {config['family']!r} has no frames to show")
 
-    extra, mesh = model.extra, sharding.make_mesh()
-    if family.prior:  # drawn from the codes of training images
-        extra = judging.with_prior(config, family, _open_data(config), mesh, model.params, extra)
+    points = tuple(model.spec.image_shape) == mixtures.SHAPE
+    if points and (save == "png" or frames or pictures):
+        raise ValueError("points in the plane are drawn as one plot; save=npz has their numbers")
+
+    mesh = sharding.make_mesh()
+    # A prior is fitted to training images; points are shown beside real ones.
+    dataset = _open_data(config) if family.prior or points else None
+    extra = judging.with_prior(config, family, dataset, mesh, model.params, model.extra)
     drawn = partial(
         draw,
         params=model.params,
@@ -120,7 +131,7 @@ def sample(
     images = []
     with tqdm(total=count, unit="img", desc="sampling", disable=None) as bar:
         for batch in drawn(family.sample, count=count, batch_size=batch_size):
-            images.append(to_uint8(batch))  # bytes, so that 50,000 samples fit
+            images.append(batch if points else to_uint8(batch))  # bytes: 50,000 samples fit
             bar.update(len(batch))
     images = np.concatenate(images)
 
@@ -128,8 +139,12 @@ def sample(
     words = [f"step{model.step:08d}", f"seed{seed}", f"n{count}", *["raw"] * raw]
     name = "-".join([*words, *different])
     path = folder / f"{name}.png"
-    shown = images[:400].astype(np.float32) / 127.5 - 1  # a larger grid is no picture
-    save_image(grid(shown, columns=grid_columns(len(shown), family.num_classes)), path)
+    if points:
+        source = dataset.sources[config["data"]["test_split"]]
+        save_image(scatter(images, source.fetch(features.some(len(source), 2000))["image"]), path)
+    else:
+        shown = images[:400].astype(np.float32) / 127.5 - 1  # a larger grid is no picture
+        save_image(grid(shown, columns=grid_columns(len(shown), family.num_classes)), path)
     if save == "npz":
         arrays = {"image": images}
         if labels is not None:
@@ -181,8 +196,9 @@ def evaluate(
     evaluators.check_names(config["evaluations"])
     count = config["evaluation"]["count"] if count is None else count
     mesh, dataset = sharding.make_mesh(), _open_data(config)
-    eye = judging.open_eye(config, dataset, mesh, batch_size)
     model = load(workdir, config, step=step, raw=raw)
+    judging.check_draws(model.family, config["evaluations"])
+    eye = judging.open_eye(config, dataset, mesh, batch_size)
     if model.spec.image_shape != dataset.spec.image_shape:
         shapes = ("x".join(map(str, s.image_shape)) for s in (model.spec, dataset.spec))
         raise ValueError("the model draws images of {}, the data set has {}".format(*shapes))
@@ -205,7 +221,8 @@ def evaluate(
     rows = evaluators.run(subject, config["evaluations"], **protocol)
     drawn = subject.pictures()
     if jax.process_index() == 0:
-        words = [f"step{model.step:08d}", f"seed{seed}", f"n{count}"]
+        draws = bool(model.family.sample)
+        words = [f"step{model.step:08d}", f"seed{seed}", *[f"n{count}"] * draws]
         words += [eye.network.name] if eye else []
         name = "-".join([*words, *["raw"] * raw, *different])
         pictures = {}
@@ -217,7 +234,7 @@ def evaluate(
             pictures[caption] = f"evaluations/{path.name}"
         path = workdir / "evaluations" / f"{name}.json"
         results.write(path, rows, step=model.step, scheduled=False, pictures=pictures)
-        print(f"step {model.step} of {workdir}, {count} samples:", flush=True)
+        print(f"step {model.step} of {workdir}{f', {count} samples' * draws}:", flush=True)
         print(results.table(rows, config["published"]), flush=True)
         print(path, flush=True)
         if is_run:
@@ -257,11 +274,29 @@ def denoise(
     raw: bool = False,
 ) -> pathlib.Path:
     """Denoises the images of a folder or .zip with a trained autoencoder; see `codes.denoise`."""
-    workdir = pathlib.Path(workdir)
     model = load(workdir, config, step=step, raw=raw)
-    output = pathlib.Path(output) if output else workdir / "denoised"
+    output = output or pathlib.Path(workdir) / "denoised"
     path = codes.denoise(model, input, output, batch_size=batch_size)
     print(f"denoised by step {model.step}: {path}", flush=True)
+    return path
+
+
+def translate(
+    workdir: str | pathlib.Path,
+    input: str | pathlib.Path,
+    config: Mapping[str, Any] | None = None,
+    *,
+    direction: str = "a2b",
+    output: str | pathlib.Path | None = None,
+    batch_size: int = 64,
+    step: int | None = None,
+    raw: bool = False,
+) -> pathlib.Path:
+    """Takes the images of a folder or .zip to the other domain; see `codes.translate_folder`."""
+    model = load(workdir, config, step=step, raw=raw)
+    output = output or pathlib.Path(workdir) / "translated" / direction
+    path = codes.translate_folder(model, input, output, direction, batch_size=batch_size)
+    print(f"translated {direction} by step {model.step}: {path}", flush=True)
     return path
 
 

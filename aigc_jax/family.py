@@ -16,7 +16,9 @@ Params = Mapping[str, Any]  # {player: tree of arrays}
 Extra = Mapping[
     str, Any
 ]  # what is neither parameter nor optimizer state: BatchNorm statistics, ...
-Batch = Mapping[str, jax.Array]  # {"image": [B, H, W, C], "label": int32 [B] if the data has them}
+# {"image": [B, H, W, C], "label": int32 [B] if the data has them, "other": [B, H, W, C], images of
+# a second domain if there is one}
+Batch = Mapping[str, jax.Array]
 Loss = Callable[[Params, Extra, Batch, jax.Array], tuple[jax.Array, tuple[dict, Extra]]]
 
 
@@ -45,7 +47,8 @@ class Family(NamedTuple):
       phases: in the order in which they run within a step.
       sample: (params, extra, keys [n], cond) -> images [n, H, W, C] in [-1, 1]. Image i depends on
         keys[i] and cond[i] only. `cond` is {} or {"label": int32 [n]}. Compiles what it needs
-        itself: do not jit it (a host loop is the faster sampler on a CPU).
+        itself: do not jit it (a host loop is the faster sampler on a CPU). None for a family that
+        draws nothing from noise.
       evaluate: (params, extra, batch, key) -> {name: [B]}, a value per example.
       averaged: players whose EMA is kept, checkpointed and sampled from.
       fresh: batches drawn per step; phase i sees batch i % fresh (n_critic updates on fresh data).
@@ -54,7 +57,7 @@ class Family(NamedTuple):
         how a sample comes to be; None where a family has no such thing.
       restore: (params, extra, batch, key) -> {name: (given [B, H, W, C], restored [B, H, W, C])}
         images in [-1, 1]: what the model makes of damaged or encoded images, to be compared with
-        batch["image"]; None where a family has no such thing.
+        batch["image"], or with a third image beside the two; None where a family has no such thing.
       likelihood: (params, extra, batch, key) -> {name: [B]}, like `evaluate`, but too dear for a
         schedule: a whole bound, an importance-weighted one. Compiles what it needs itself; None
         where a family has no such thing.
@@ -66,13 +69,17 @@ class Family(NamedTuple):
         words or ""): whether the codes are used.
       prior: {name: array [N, ...]}, the `codes` of N training images -> what `extra` then holds for
         `sample` to draw from them; None where samples need no such thing.
+      settle: (params, extra) -> extra as `sample` is to be given it, such as with batch statistics
+        of averaged parameters; None where what training keeps will do.
       pictures: (params, extra, keys [n], cond) -> {caption: images [rows, columns, H, W, C]}, what
         people look at to see how codes and images go together; None where there is no such thing.
+      translate: (params, extra, images [n, H, W, C], direction "a2b" or "b2a") -> images of the
+        other domain, in [-1, 1]; None for a family of one domain.
     """
 
     init: Callable
     phases: tuple[Phase, ...]
-    sample: Callable
+    sample: Callable | None
     evaluate: Callable
     averaged: tuple[str, ...]
     fresh: int = 1
@@ -84,4 +91,6 @@ class Family(NamedTuple):
     decode: Callable | None = None
     diagnose: Callable | None = None
     prior: Callable | None = None
+    settle: Callable | None = None
     pictures: Callable | None = None
+    translate: Callable | None = None

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from aigc_jax.data import augment, digits, loader
+from aigc_jax.data import augment, digits, loader, mixtures
 from aigc_jax.data.datasets import Dataset
 from aigc_jax.evaluation import features, frechet
-from aigc_jax.evaluation.evaluators import DISTRIBUTION, Split, Subject
+from aigc_jax.evaluation.evaluators import DISTRIBUTION, EXAMPLES, POINTS
+from aigc_jax.evaluation.subject import Split, Subject
 from aigc_jax.family import Family
 from aigc_jax.sampling import draw, of_this_process
 from aigc_jax.training import sharding
@@ -49,7 +50,15 @@ def open_eye(
 
     Args:
       batch_size: images at a time, rounded up to a multiple of the devices.
+
+    Raises:
+      ValueError, FileNotFoundError: a network of other images or without its weights, and metrics
+        of points in the plane where the data are images.
     """
+    name, of_points = config["data"]["name"], set(config["evaluations"]) & set(POINTS)
+    if of_points and name not in mixtures.MIXTURES:
+        wrong, known = ", ".join(of_points), " and ".join(mixtures.MIXTURES)
+        raise ValueError(f"evaluator {wrong!r} judges samples of {known}, not of {name!r}")
     if not set(config["evaluations"]) & set(DISTRIBUTION):
         return None
     setting = config["evaluation"]
@@ -102,6 +111,7 @@ def subject(
     if setting["reference_split"] == held_out:
         held_out = data["train_split"]
     labels = np.arange(count) % family.num_classes if family.num_classes else None
+    mixture = mixtures.MIXTURES[data["name"]]() if data["name"] in mixtures.MIXTURES else None
 
     def sample() -> Iterator[np.ndarray]:
         batches = draw(
@@ -121,7 +131,7 @@ def subject(
                         "samples are not finite: the model has diverged; take an earlier --step"
                     )
                 bar.update(len(batch))
-                yield to_uint8(batch)
+                yield batch if mixture else to_uint8(batch)
 
     evaluate, restore = jitted(family)
     extra = with_prior(config, family, dataset, mesh, params, extra)
@@ -147,7 +157,18 @@ def subject(
         pictures=partial(pictures, family, params, extra, mesh, seed),
         examples=partial(examples, config, dataset, mesh, bar=True),
         key=jax.random.key(config["seed"]),
+        mixture=mixture,
     )
+
+
+def check_draws(family: Family, names: Iterable[str]) -> None:
+    """Raises ValueError where samples, or metrics of them, are asked of a family without."""
+    asked = [name for name in names if name not in EXAMPLES]
+    if family.sample is None and asked:
+        raise ValueError(
+            "this family translates images and draws none from noise: use --mode=translate, and "
+            f"do not ask for {', '.join(asked)}"
+        )
 
 
 def jitted(family: Family) -> tuple[Callable, Callable | None]:
@@ -188,7 +209,7 @@ def examples(
         leave=False,
     ):
         batch = sharding.put(mesh, batch)
-        yield {**batch, "image": augment.to_float(batch["image"])}
+        yield augment.floats(batch)
 
 
 def codes(
@@ -207,13 +228,18 @@ def codes(
 def with_prior(
     config: Mapping[str, Any],
     family: Family,
-    dataset: Dataset,
+    dataset: Dataset | None,
     mesh: Any,
     params: Any,
     extra: Any,
     count: int = 10_000,
 ) -> Any:
-    """`extra` with what `Family.prior`, if any, makes of `count` training images' codes."""
+    """`extra` as `Family.sample` takes it: settled, with what `Family.prior` makes of codes.
+
+    Of `count` training images' codes; `dataset` may be None where the family has no `prior`.
+    """
+    if family.settle:
+        extra = family.settle(params, extra)
     if family.prior is None:
         return extra
     split = config["data"]["train_split"]

@@ -46,7 +46,7 @@ def study(name: str, network: str, data_dir: str, manifold_count: int) -> list[l
     """Rows of one table."""
     dataset = datasets.load(name, data_dir=data_dir, splits=("train", "test"))
     setting = {"network": network, "weights": None}
-    config = {"data": {"name": name}, "evaluation": setting}
+    config = {"data": {"name": name}, "evaluations": NAMES, "evaluation": setting}
     eye = judging.open_eye(config, dataset, sharding.make_mesh(), 500)
     train, test = (judging.split_of(config, dataset, eye, split) for split in ("train", "test"))
 
@@ -66,6 +66,7 @@ def study(name: str, network: str, data_dir: str, manifold_count: int) -> list[l
             likelihood_count=0,
             diagnose=None,
             pictures=dict,
+            mixture=None,
             examples=None,
             key=None,
         )

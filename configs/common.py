@@ -1,6 +1,7 @@
 """What several experiments share: the skeleton of a config, and named variants of it."""
 
 import difflib
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ EVALUATIONS = (
     "precision_recall",
     "inception_score",
     "modes",
+    "diversity",
     "memorisation",
 )
 
@@ -29,14 +31,14 @@ def base() -> ConfigDict:
     config.init_from = ""  # a diffusers folder, or a run's, whose weights start this one
     config.data = ConfigDict(
         {
-            "name": "",  # "digits", "folder", or any image data set of TFDS
+            "name": "",  # any of TFDS, or "digits", "stacked_mnist", "ring", "grid", "folder"
             "data_dir": placeholder(str),  # of TFDS; None: $TFDS_DATA_DIR or ~/tensorflow_datasets
             "path": placeholder(str),  # of "folder": a folder or .zip of images
             "image_size": 0,  # 0: as they are
             "crop": 0,  # side of a central square cut out first; 0: none
             "in_memory": placeholder(bool),  # None: if it decodes to under 2 GiB
             "on_corrupt": "raise",  # or "skip"
-            "train_split": "train",
+            "train_split": "train",  # or its first images: "train[:100]"
             "test_split": "test",
         }
     )
@@ -56,6 +58,7 @@ def base() -> ConfigDict:
             "schedule": "constant",
             "warmup": 0,
             "decay_steps": config.train.get_ref("steps"),
+            "decay_start": 0,  # step until which the rate is constant
             "clip": 1.0,
             "b1": 0.9,
             "b2": 0.999,
@@ -169,6 +172,8 @@ def vae() -> ConfigDict:
             "feature_network": "",  # whose distance is paid too: "vgg16" or "resnet56"
             "feature_weights": placeholder(str),  # its file; None: looked for in $AIGC_WEIGHTS
             "feature_weight": 1.0,  # nats for each value of an image, as L1 at scale 1 has
+            "adversary_weight": 0.0,  # of a patch discriminator's verdict; 0: there is none
+            "adversary_start": 50_001,  # step from which it plays
             "codes": 0,  # vectors of the codebook: above 0 this is a VQ-VAE
             "code_decay": 0.99,  # of its moving averages, a step
             "commitment": 0.25,  # nats for a unit of |z - z_q|^2
@@ -177,6 +182,89 @@ def vae() -> ConfigDict:
     )
     config.sampling = ConfigDict({"prior": "normal", "components": 10, "temperature": 1.0})
     config.optimizer.clip = 0.0
+    return config
+
+
+def gan() -> ConfigDict:
+    """A config with every key that a GAN experiment has: DCGAN's (Radford et al. 2016)."""
+    config = base()
+    config.family = "gan"
+    config.network = ConfigDict(
+        {
+            "generator": {"name": "dcgan", "latent": 100, "width": 64},
+            "discriminator": {
+                "name": "dcgan",
+                "width": 64,
+                "norm": "batch",  # or "spectral", "none"
+                "minibatch_std": False,
+                "conditioning": "none",  # or "concat", "projection", "classifier" (AC-GAN)
+            },
+        }
+    )
+    config.gan = ConfigDict(
+        {
+            "loss": "non_saturating",
+            "penalty": "none",  # or "gradient_penalty", "dragan", "r1", "r1_r2"
+            "penalty_weight": 10.0,  # lambda of the first two, gamma of (gamma / 2) R1
+            "penalty_every": 1,  # steps; above 1 the penalty is lazy
+            "critics": 1,  # updates of the discriminator for one of the generator
+            "generator_batch": 1,  # generated images of the generator's update, in batches
+            "prior": "normal",  # or "uniform"
+            "class_weight": 1.0,  # of conditioning "classifier", in each player's loss
+            "class_weight_generator": 0.1,
+            "augment": (),  # of "color", "translation", "cutout", for the discriminator alone
+            "augment_probability": 1.0,
+            "augment_target": 0.0,  # E sign(D(real)) to hold the probability at; 0: it stays
+            "augment_images": 500_000.0,  # in which it can go from 0 to 1
+            "frozen": 0,  # layers of the discriminator, from the image, that do not learn
+        }
+    )
+    config.sampling = ConfigDict({"truncation": 0.0})
+    config.optimizer.update({"learning_rate": 2e-4, "b1": 0.5, "clip": 0.0})
+    config.ema.ramp = 0.05
+    return config
+
+
+def cyclegan() -> ConfigDict:
+    """A config with every key that a CycleGAN experiment has: Zhu et al. 2017's at 256x256."""
+    config = base()
+    config.family = "cyclegan"
+    config.data.update(  # or "folder": of the subfolders trainA, trainB, testA, testB
+        {"train_split": "trainA+trainB", "test_split": "testA+testB", "image_size": 256}
+    )
+    config.augment.flip = True
+    config.augment.jitter = 30  # pixels: enlarged to 286, then a random 256
+    config.network = ConfigDict(
+        {
+            "generator": {"width": 64, "blocks": 9, "dtype": "float32"},
+            "discriminator": {  # 70x70 pixels a patch
+                "width": 64,
+                "layers": 3,
+                "norm": "instance",
+                "dtype": "float32",
+            },
+        }
+    )
+    config.cyclegan = ConfigDict(
+        {
+            "loss": "least_squares",  # or another of aigc_jax/gan/losses.py
+            "adversarial": 2.0,  # a generator's is published without the half that this loss has
+            "cycle_a": 10.0,  # lambda of A to B to A
+            "cycle_b": 10.0,  # lambda of B to A to B
+            "identity": 0.5,  # times these: images of a generator's target shall stay; 0: none
+            "pool": 50,  # earlier translations from which a discriminator is shown some; 0: none
+        }
+    )
+    config.sampling = ConfigDict()  # nothing is drawn from noise
+    config.train.batch_size = 1
+    half = config.train.get_ref("steps") // 2
+    config.optimizer.update({"learning_rate": 2e-4, "b1": 0.5, "clip": 0.0})
+    config.optimizer.update({"schedule": "linear", "decay_start": half})
+    config.ema.update({"half_life": 0.0, "ramp": 0.0})  # none, as published
+    config.log.update({"eval_every": 5000, "sample_every": 5000})
+    config.checkpoint.every = 5000
+    config.evaluations = ("examples", "restoration")
+    config.evaluation.reference_split = config.data.train_split
     return config
 
 
@@ -221,6 +309,55 @@ DDPM_SMOKE = SMOKE | {
     "sampling.steps": 4,
     "optimizer.warmup": 2,
 }
+GAN_SMOKE = SMOKE | {"network.generator.width": 4, "network.discriminator.width": 4}
+# What plays against what, for networks that can go without batch norm.
+GAN_LOSSES = {
+    "minimax": {"gan.loss": "minimax"},
+    "lsgan": {"gan.loss": "least_squares"},
+    "hinge": {"gan.loss": "hinge", "network.discriminator.norm": "spectral"},
+    "wgan_gp": {
+        "gan.loss": "wasserstein",
+        "gan.penalty": "gradient_penalty",
+        "gan.critics": 5,
+        "network.discriminator.norm": "none",
+        "optimizer.b1": 0.0,
+        "optimizer.b2": 0.9,
+    },
+    "dragan": {"gan.penalty": "dragan", "network.discriminator.norm": "none"},
+    "r1": {
+        "gan.penalty": "r1",
+        "gan.penalty_weight": 1.0,
+        "network.discriminator.norm": "none",
+    },
+    "lazy_r1": {
+        "gan.penalty": "r1",
+        "gan.penalty_weight": 1.0,
+        "gan.penalty_every": 16,
+        "network.discriminator.norm": "none",
+    },
+    "relativistic": {
+        "gan.loss": "relativistic",
+        "gan.penalty": "r1_r2",
+        "gan.penalty_weight": 1.0,
+        "network.discriminator.norm": "none",
+    },
+    "diffaugment": {"gan.augment": ("color", "translation", "cutout")},
+    "adaptive": {
+        "gan.augment": ("color", "translation", "cutout"),
+        "gan.augment_probability": 0.0,
+        "gan.augment_target": 0.6,
+    },
+}
+CYCLEGAN_BF16 = {f"network.{player}.dtype": "bfloat16" for player in ("generator", "discriminator")}
+CYCLEGAN_SMOKE = SMOKE | {
+    "data.image_size": 32,
+    "augment.jitter": 4,
+    "network.generator.width": 4,
+    "network.generator.blocks": 1,
+    "network.discriminator.width": 4,
+    "network.discriminator.layers": 2,
+    "train.batch_size": 8,
+}
 VAE_SMOKE = SMOKE | {"network.latent": 4, "vae.test_samples": 4, "vae.chunk": 2}
 
 
@@ -242,7 +379,8 @@ def finish(
             )
         for key, value in variants[name].items():
             if isinstance(value, Mapping):  # a part with other keys, such as another network
-                config[key] = ConfigDict(value)
+                *path, last = key.split(".")
+                functools.reduce(getattr, path, config)[last] = ConfigDict(value)
             else:
                 config.update_from_flattened_dict({key: value})
     return config.lock()

@@ -5,12 +5,13 @@
         --config.data.path=faces.zip
     python launch.py --mode=encode --workdir=runs/kl_autoencoder_celeba64
 
-L1, LPIPS of VGG-16 and a KL of weight 1e-6, as Rombach et al. 2022 (arXiv:2112.10752; CompVis/
-latent-diffusion:configs/autoencoder/autoencoder_kl_64x64x3.yaml), which published a reconstruction
-FID of 0.27 and 27.53 dB for f4 on ImageNet at 256x256; nothing is published on these faces. The
-weights of VGG-16 come by --config.vae.feature_weights=FILE (torchvision's vgg16, or the state dict
-of lpips.LPIPS(net="vgg")); "plain" goes without. Codes hold an image nearly exactly and are far
-from N(0, I): samples of the prior are noise, which is what a diffusion model over codes is for.
+L1, LPIPS of VGG-16 and a KL of weight 1e-6, "adversarial" also against a patch discriminator, as
+Rombach et al. 2022 (arXiv:2112.10752; CompVis/latent-diffusion:configs/autoencoder/
+autoencoder_kl_64x64x3.yaml), which published a reconstruction FID of 0.27 and 27.53 dB for f4 on
+ImageNet at 256x256; nothing is published on these faces. The weights of VGG-16 come by
+--config.vae.feature_weights=FILE, torchvision's vgg16 or the state dict of lpips.LPIPS(net="vgg");
+"plain" goes without. Codes hold an image nearly exactly and are far from N(0, I): samples of the
+prior are noise, which is what a diffusion model over codes is for.
 """
 
 from ml_collections import ConfigDict
@@ -20,6 +21,7 @@ from configs import common
 VARIANTS = {
     "plain": {"vae.feature_network": ""},
     "resnet56": {"vae.feature_network": "resnet56"},  # in the maps of CIFAR-10's classifier
+    "adversarial": {"vae.adversary_weight": 0.5},  # with a patch discriminator
     "f8": {"network.multipliers": (1, 2, 4, 4), "network.latent": 4},
     "folder": {"data.name": "folder", "data.crop": 0},
     "small": {
@@ -45,6 +47,8 @@ VARIANTS = {
         "network.attention": False,
         "network.groups": 4,
         "vae.feature_network": "",
+        "vae.adversary_weight": 0.5,
+        "vae.adversary_start": 1,
     },
 }
 

@@ -3,12 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import toys
 from vae_toys import PIXELS, Formula, constant, family, images, loss, started
 
+from aigc_jax import build
+from aigc_jax.data.datasets import DataSpec
 from aigc_jax.training import loop
 from aigc_jax.training.step import init_state, update
 from aigc_jax.vae import adversary
+from configs import kl_autoencoder_celeba64
 
 
 def opposed(start=0, weight=2.0, **changes):
@@ -80,3 +84,27 @@ def test_each_player_moves_by_its_own_loss_alone():
 def test_an_opponent_that_is_sure_everywhere_gets_a_bounded_weight():
     weight = adversary.balance(lambda o: o.sum(1), lambda o: 0.0 * o.sum(1), jnp.ones((2, 3)))
     assert weight == adversary.MAX_WEIGHT
+
+
+def test_the_patch_discriminators_losses_are_hinges_of_its_map():
+    made = adversary.patch((32, 32, 1), weight=0.5, start=0, width=4)
+    params = made.init(jax.random.key(0))
+    real, fake = jax.random.uniform(jax.random.key(1), (2, 3, 32, 32, 1), minval=-1.0)
+    network = adversary.Discriminator(image_shape=(32, 32, 1), width=4)
+    on_real, on_fake = (
+        np.asarray(network.apply({"params": params}, x)[0]).reshape(3, -1) for x in (real, fake)
+    )
+    expected = 0.5 * (np.maximum(1 - on_real, 0) + np.maximum(1 + on_fake, 0)).mean(1)
+    np.testing.assert_allclose(made.loss(params, real, fake), expected, rtol=1e-5)
+    np.testing.assert_allclose(made.term(params, fake), -on_fake.mean(1), rtol=1e-5)
+    with pytest.raises(ValueError, match="adversary_weight is above 0"):
+        adversary.patch((32, 32, 1), weight=-1.0, start=0)
+
+
+def test_a_config_brings_its_opponent():
+    setting = kl_autoencoder_celeba64.get_config("smoke")
+    made = build.build(setting, DataSpec((64, 64, 3), 0, {}))
+    params = jax.eval_shape(made.init, jax.random.key(0))[0]
+    assert [phase.player for phase in made.phases] == ["net", "discriminator"]
+    assert params.keys() == {"net", "discriminator"}
+    assert made.averaged == ("net",)

@@ -4,6 +4,7 @@ import numpy as np
 import oracles
 import pytest
 
+from aigc_jax.data import mixtures
 from aigc_jax.evaluation import classes
 
 
@@ -103,7 +104,7 @@ def test_modes_that_cannot_be_counted(predicted, real, message):
         classes.mode_coverage(np.array(predicted), np.array(real))
 
 
-@pytest.mark.parametrize(("mixture", "k"), [(classes.ring, 8), (classes.grid, 25)])
+@pytest.mark.parametrize(("mixture", "k"), [(mixtures.ring, 8), (mixtures.grid, 25)])
 def test_a_mixture_recognises_its_own_samples(mixture, k):
     centres, std = mixture()
     assert centres.shape == (k, 2)
@@ -119,11 +120,11 @@ def test_a_mixture_recognises_its_own_samples(mixture, k):
 
 
 def test_the_mixtures_are_the_published_ones():
-    centres, std = classes.ring()
+    centres, std = mixtures.ring()
     np.testing.assert_allclose(np.linalg.norm(centres, axis=1), 1)
     np.testing.assert_allclose(centres[[0, 2]], [[1, 0], [0, 1]], atol=1e-15)
     assert std == 0.01
-    centres, std = classes.grid()
+    centres, std = mixtures.grid()
     assert {tuple(c) for c in centres} == {(a, b) for a in range(-4, 5, 2) for b in range(-4, 5, 2)}
     assert std == 0.05
 

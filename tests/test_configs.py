@@ -23,6 +23,8 @@ SHAPES = {
     "mnist": DataSpec((28, 28, 1), 10, {}),
     "cifar": DataSpec((32, 32, 3), 10, {}),
     "celeba64": DataSpec((64, 64, 3), 0, {}),
+    "maps": DataSpec((128, 128, 3), 0, {}),
+    "horse2zebra": DataSpec((256, 256, 3), 0, {}),
 }
 NAMES = sorted(path.stem for path in FOLDER.glob("[a-z]*.py") if path.stem != "common")
 MODULES = {name: importlib.import_module(f"configs.{name}") for name in NAMES}
@@ -35,6 +37,7 @@ def abstract(made, spec):
     batch = {
         "image": jax.ShapeDtypeStruct((8, *spec.image_shape), jnp.float32),
         "label": jax.ShapeDtypeStruct((8,), jnp.int32),
+        "other": jax.ShapeDtypeStruct((8, *spec.image_shape), jnp.float32),  # of two domains
     }
 
     def run(of):

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 import zipfile
@@ -69,6 +70,40 @@ def test_celeba_zip(celeba_zip):
     assert_same_source(held.sources["test"], streamed.sources["test"], SOME)
     whole = datasets.load("folder", in_memory=False, **options)
     assert whole.spec.splits == {"train": 4750, "test": 250}
+
+
+def test_stacked_mnist(shared_tfds):
+    held, streamed = (
+        datasets.load("stacked_mnist", data_dir=shared_tfds, splits=("test",), in_memory=in_memory)
+        for in_memory in (True, False)
+    )
+    assert held.spec == streamed.spec == ((28, 28, 3), 1000, {"test": 26_000})
+    one, other = (d.sources["test"].fetch(SOME) for d in (held, streamed))
+    assert (one["image"].dtype, one["label"].dtype) == (np.uint8, np.int32)
+    for key in one:
+        np.testing.assert_array_equal(one[key], other[key])
+    source = held.sources["test"]
+    assert source.source.images.shape == (10_000, 28, 28, 1)  # and nothing larger is held
+    batch, parts = source.fetch(np.arange(2000)), source.parts[:2000]
+    digit = source.source.labels[parts]
+    np.testing.assert_array_equal(batch["label"], digit @ [100, 10, 1])
+    for channel in range(3):
+        want = source.source.images[parts[:, channel], :, :, 0]
+        np.testing.assert_array_equal(batch["image"][..., channel], want)
+    every = source.fetch(np.arange(26_000))["label"]
+    assert len(np.unique(every)) == 1000
+    first = datasets.load("stacked_mnist", data_dir=shared_tfds, splits=("test[:5]",))
+    assert first.spec.splits == {"test[:5]": 5}
+    np.testing.assert_array_equal(
+        first.sources["test[:5]"].fetch(np.arange(5))["image"], batch["image"][:5]
+    )
+
+
+def test_both_splits_of_stacked_mnist_are_of_their_own(shared_tfds):
+    dataset = datasets.load("stacked_mnist", data_dir=shared_tfds, image_size=14)
+    assert dataset.spec == ((14, 14, 3), 1000, {"train": 128_000, "test": 26_000})
+    assert len(dataset.sources["train"].source) == 60_000
+    assert dataset.sources["train"].parts.max() > 59_900
 
 
 def test_digits(tmp_path):
@@ -219,6 +254,58 @@ def test_corrupt_images_are_named_or_left_out(folder, in_memory, capsys):
     assert red(dataset.sources["train"]) == [i for i in range(41) if i not in (7, 19, 39)]
 
 
+# Slices
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_slice_is_the_beginning_of_its_split(folder, in_memory, tmp_path):
+    own = {"path": str(folder), "image_size": 8, "in_memory": in_memory}
+    dataset = datasets.load("folder", splits=("train[:10]", "test", "train"), **own)
+    assert dataset.spec.splits == {"train[:10]": 10, "test": 2, "train": 39}
+    assert red(dataset.sources["train[:10]"]) == list(range(10))
+    assert red(dataset.sources["train[:10]"]) == red(dataset.sources["train"])[:10]
+    digits_of = {"data_dir": str(tmp_path / "tfds"), "in_memory": in_memory}
+    few, whole = (
+        datasets.load("digits", splits=(split,), **digits_of).sources[split]
+        for split in ("test[:7]", "test")
+    )
+    assert len(few) == 7
+    np.testing.assert_array_equal(
+        few.fetch(np.arange(7))["image"], whole.fetch(np.arange(7))["image"]
+    )
+    assert (
+        len(datasets.load("digits", splits=("test[:296]",), **digits_of).sources["test[:296]"])
+        == 296
+    )
+
+
+def test_only_the_images_of_a_slice_are_decoded(folder):
+    (folder / "30.png").write_bytes(b"broken")
+    own = {"path": str(folder), "image_size": 8, "in_memory": True}
+    assert len(datasets.load("folder", splits=("train[:10]",), **own).sources["train[:10]"]) == 10
+    (folder / "03.png").write_bytes(b"broken")
+    skipped = datasets.load("folder", splits=("train[:10]",), on_corrupt="skip", **own)
+    assert red(skipped.sources["train[:10]"]) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("train[:40]", "'train[:40]' cannot be had: 'train' of 'folder' has 39 images"),
+        ("train[:0]", "'train[:0]' cannot be had"),
+        ("train[10:]", "'train[10:]' is no slice of a split: write train[:100] for its first 100"),
+        ("train[:5", "'train[:5' is no slice"),
+        ("train[:-5]", "is no slice"),
+        ("train[:50%]", "is no slice"),
+        ("train[:5]x", "is no slice"),
+        ("tain[:5]", "has no split 'tain': it has train, test"),
+    ],
+)
+def test_slices_that_cannot_be_are_told(folder, split, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        datasets.load("folder", path=str(folder), image_size=8, splits=(split,))
+
+
 # Errors
 
 
@@ -241,6 +328,7 @@ def test_errors_say_what_to_do(tmp_path, folder):
     assert "did you mean digits" in message("digit")
     assert "did you mean maps" in message("cycle_gan/mops")
     assert "unknown data set 'qqqqqqq'" in message("qqqqqqq")
+    assert "did you mean stacked_mnist" in message("stack_mnist")
     assert "no folder or .zip of images at" in message("folder", path="absent", image_size=8)
     assert "needs data.path" in message("folder", image_size=8)
     assert "needs data.image_size" in message("folder", path=str(folder))

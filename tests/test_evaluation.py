@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from aigc_jax.evaluation import evaluators, results
-from aigc_jax.evaluation.evaluators import Split, Subject, per_example
+from aigc_jax.evaluation.evaluators import per_example
 from aigc_jax.evaluation.features import Features
 from aigc_jax.evaluation.memorisation import memorisation
 from aigc_jax.evaluation.results import Row
+from aigc_jax.evaluation.subject import Split, Subject
 
 
 def batches():

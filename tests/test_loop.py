@@ -69,7 +69,8 @@ def test_evaluation_is_the_mean_over_the_examples_with_the_average(whole_runs):
         value = family.evaluate(params, state.extra, {"image": rows}, jax.random.fold_in(key, i))
         values.append(np.asarray(value["error"]))
     expected = np.concatenate(values)[:20].mean()
-    assert toys.rows(workdir)[-1]["test/error"] == pytest.approx(expected, rel=1e-5)
+    found = [row["test/error"] for row in toys.rows(workdir) if "test/error" in row]
+    assert found[-1] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", 3), ("max", 2)])

@@ -38,6 +38,25 @@ def test_after_the_warmup_the_rate_follows_its_closed_form_to_decay_steps(schedu
     np.testing.assert_allclose(beyond, 2 * shape(np.ones(2)), atol=1e-6)
 
 
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_the_rate_stays_at_its_peak_until_decay_start(warmup):
+    # CycleGAN's: 200 epochs, constant for the first half, then linear to 0.
+    options = {"warmup": warmup, "decay_start": 100, "decay_steps": 200}
+    found = rates([warmup, 50, 99, 100, 125, 150, 200, 300], schedule="linear", **options)
+    np.testing.assert_allclose(found, [2, 2, 2, 2, 1.5, 1, 0, 0], atol=1e-6)
+    found = rates([50, 100, 150, 200], schedule="cosine", **options)
+    np.testing.assert_allclose(found, [2, 2, 1, 0], atol=1e-6)
+    found = rates([0, 5, 10], schedule="linear", **options | {"decay_start": 0})
+    start = [0, 1, 2] if warmup else [2, 1.95, 1.9]
+    np.testing.assert_allclose(found, start, rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_decay_that_ends_before_it_starts_is_an_error(schedule):
+    with pytest.raises(ValueError, match=r"\(10\) must exceed optimizer.decay_start \(12\)"):
+        learning_rate(1.0, schedule=schedule, decay_start=12, decay_steps=10)
+
+
 def test_unknown_names_are_errors_that_list_the_known_ones():
     with pytest.raises(ValueError, match=r"constant, linear, cosine, not 'cosin'"):
         learning_rate(1.0, schedule="cosin")

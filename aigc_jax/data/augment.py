@@ -4,13 +4,39 @@ Each draws its randomness per example from one key, as arrays of shape [B]: how 
 out over devices changes nothing.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
+IMAGES = ("image", "other")  # of a batch; the second where there are two domains
+
 
 def to_float(x: jax.Array) -> jax.Array:
-    """uint8 0..255 -> float32 [-1, 1]."""
+    """uint8 0..255 -> float32 [-1, 1]; floats, which are points of the plane, stay as they are."""
+    if x.dtype != jnp.uint8:
+        return x
     return x.astype(jnp.float32) / 127.5 - 1.0
+
+
+def enlarge_crop(key: jax.Array, x: jax.Array, pixels: int) -> jax.Array:
+    """Enlarges each image by `pixels` on either axis and cuts a random window of its size."""
+    if pixels == 0:
+        return x
+    batch, height, width, channels = x.shape
+    size = (batch, height + pixels, width + pixels, channels)
+    x = jax.image.resize(x, size, "cubic", antialias=False)
+    starts = jax.random.randint(key, (batch, 2), 0, pixels + 1)
+
+    def one(image: jax.Array, start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (*start, 0), (height, width, channels))
+
+    return jnp.clip(jax.vmap(one)(x, starts), -1.0, 1.0)  # cubics overshoot
+
+
+def floats(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """A batch as loaded, its "image" and, of two domains, its "other" as `to_float` has them."""
+    return {name: to_float(x) if name in IMAGES else x for name, x in batch.items()}
 
 
 def flip(key: jax.Array, x: jax.Array) -> jax.Array:
@@ -42,18 +68,25 @@ def augment(
     *,
     flip: bool = False,
     shift: int = 0,
+    jitter: int = 0,
     rotation: float = 0.0,
     scale: float = 0.0,
 ) -> jax.Array:
     """What a config chooses, each 0 or False for none; rotation and zoom share one resampling.
 
-    `shift` is in pixels, `rotation` in degrees, `scale` the largest zoom less one. What one of them
-    draws does not depend on which others are on.
+    `shift` is in pixels, as is `jitter`, what `enlarge_crop` adds; `rotation` is in degrees,
+    `scale` the largest zoom less one. What one of them draws does not depend on which others are
+    on. Raises ValueError where images are points.
     """
+    if x.shape[1:3] == (1, 1) and (flip or shift or rotation or scale):
+        raise ValueError(
+            "points of the plane cannot be augmented: set every augment.* to 0 or False"
+        )
     flip_key, shift_key, rotation_key, scale_key = jax.random.split(key, 4)
     if flip:
         x = mirror(x, jax.random.bernoulli(flip_key, 0.5, (x.shape[0],)))
     x = shift_crop(shift_key, x, shift)
+    x = enlarge_crop(jax.random.fold_in(shift_key, 1), x, jitter)
     if rotation or scale:
         angles = _angles(rotation_key, x.shape[0], rotation)
         x = affine(x, angles, _zooms(scale_key, x.shape[0], scale))

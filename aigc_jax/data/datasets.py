@@ -1,19 +1,22 @@
-"""Data sets by name: any image data set of TFDS, the embedded `digits`, a `folder` of one's own."""
+"""Data sets by name: any image data set of TFDS, a few of our own, a `folder` of one's own."""
 
 import difflib
 import os
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from aigc_jax.data import digits, images, prepare, sources
+from aigc_jax.data import digits, images, mixtures, pairs, prepare, sources
 from aigc_jax.data.images import DataError, Record
 from aigc_jax.data.sources import Reader, Source
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels up to which a data set is held in memory
+STACKED = "stacked_mnist"  # its sizes are PacGAN's (Lin et al. 2018, arXiv:1712.04086, section 4.2)
+STACKED_SIZES = {"train": 128_000, "test": 26_000}
+OWN = (prepare.DIGITS, "folder", STACKED, *mixtures.MIXTURES)
 
 
 class DataSpec(NamedTuple):
@@ -55,24 +58,39 @@ def load(
 ) -> Dataset:
     """Opens a data set, preparing it first where it must.
 
-    `name` is `digits`, `folder` (with `path`, a folder or .zip, and `image_size`), or a TFDS name
-    such as `cifar10` or `cycle_gan/maps`, kept in `data_dir` (None: TFDS's own default). A central
-    square of `crop` pixels is cut out, the shorter side then resized to `image_size` and the longer
-    one cropped; 0 leaves either out. `in_memory` None holds in memory what decodes to under 2 GiB.
-    `on_corrupt` "skip" leaves broken images out, at the price of decoding all of them at the start
-    where they are streamed. `splits` None opens every split. Raises DataError.
+    `name` is a TFDS name such as `cifar10` or `cycle_gan/maps`, kept in `data_dir` (None: TFDS's
+    own default); `digits`; `folder` (with `path`, a folder or .zip, and `image_size`);
+    `stacked_mnist`, images of 1,000 classes whose channels are three digits of MNIST; or `ring` or
+    `grid`, points of the plane, held in memory, without size and crop. A central square of `crop`
+    pixels is cut out, the shorter side then resized to `image_size` and the longer one cropped; 0
+    leaves either out. `in_memory` None holds in memory what decodes to under 2 GiB. `on_corrupt`
+    "skip" leaves broken images out, at the price of decoding all of them at the start
+    where they are streamed. `splits` None opens every split; `train[:100]` is a split of the first
+    100 images of `train`, broken ones counted; `trainA+trainB` is two of them as `Pairs`. Raises
+    DataError.
     """
     if on_corrupt not in ("raise", "skip"):
         raise DataError(f"on_corrupt={on_corrupt!r} is neither 'raise' nor 'skip'")
+    parts = {split: pairs.parts(split) for split in splits or ()}
+    if any(len(names) > 1 for names in parts.values()):
+        options = {"data_dir": data_dir, "path": path, "image_size": image_size, "crop": crop}
+        options |= {"in_memory": in_memory, "on_corrupt": on_corrupt}
+        single = tuple(dict.fromkeys(part for names in parts.values() for part in names))
+        return _pair(load(name, splits=single, **options), parts)
+    if name in mixtures.MIXTURES:
+        if image_size or crop:
+            raise DataError(f"{name!r} has points: leave data.image_size and data.crop at 0")
+        return _open_points(name, splits)
+    if name == STACKED:
+        options = {"data_dir": data_dir, "image_size": image_size, "crop": crop}
+        return _open_stacked(splits, in_memory=in_memory, on_corrupt=on_corrupt, **options)
     own = name == "folder"
     collection = _open_folder(path, image_size) if own else _open_tfds(name, data_dir)
-    chosen = list(collection.sizes if splits is None else splits)
-    for split in chosen:
-        if split not in collection.sizes:
-            raise DataError(
-                f"{name!r} has no split {split!r}: it has {', '.join(collection.sizes)}"
-            )
-    collection = collection._replace(sizes={split: collection.sizes[split] for split in chosen})
+    chosen = _choose(name, collection.sizes, splits)
+    collection = collection._replace(
+        sizes={split: size for split, (_, size) in chosen.items()},
+        readers={split: collection.readers[whole] for split, (whole, _) in chosen.items()},
+    )
 
     skip = on_corrupt == "skip"
     if image_size or crop:
@@ -99,6 +117,63 @@ def load(
             raise DataError(f"{label}: not one image could be decoded")
     sizes = {split: len(source) for split, source in opened.items()}
     return Dataset(DataSpec(shape, collection.num_classes, sizes), opened)
+
+
+def _choose(
+    name: str, sizes: dict[str, int], splits: Sequence[str] | None
+) -> dict[str, tuple[str, int]]:
+    """Of each split asked for, which one it is the beginning of, and how many images it takes."""
+    chosen = {}
+    for split in sizes if splits is None else splits:
+        whole, bracket, rest = split.partition("[")
+        first = re.fullmatch(r":([0-9]+)\]", rest)
+        if bracket and not first:
+            raise DataError(
+                f"{split!r} is no slice of a split: write {whole}[:100] for its first 100"
+            )
+        if whole not in sizes:
+            raise DataError(f"{name!r} has no split {whole!r}: it has {', '.join(sizes)}")
+        size = int(first[1]) if first else sizes[whole]
+        if not 1 <= size <= sizes[whole]:
+            raise DataError(
+                f"{split!r} cannot be had: {whole!r} of {name!r} has {sizes[whole]} images"
+            )
+        chosen[split] = whole, size
+    return chosen
+
+
+def _open_points(name: str, splits: Sequence[str] | None) -> Dataset:
+    chosen = _choose(name, mixtures.SIZES, splits)
+    opened = {
+        split: sources.ArraySource(mixtures.arrays(name, whole)[:size], None)
+        for split, (whole, size) in chosen.items()
+    }
+    sizes = {split: len(source) for split, source in opened.items()}
+    return Dataset(DataSpec(mixtures.SHAPE, 0, sizes), opened)
+
+
+def _open_stacked(splits: Sequence[str] | None, **options: Any) -> Dataset:
+    """MNIST, held or streamed once, and which of its digits make up each image."""
+    chosen = _choose(STACKED, STACKED_SIZES, splits)
+    spec, parts = load("mnist", splits=tuple({whole for whole, _ in chosen.values()}), **options)
+    opened = {}
+    for split, (whole, size) in chosen.items():
+        rng = np.random.default_rng(list(STACKED_SIZES).index(whole))
+        drawn = rng.integers(len(parts[whole]), size=(STACKED_SIZES[whole], 3))
+        opened[split] = sources.StackedSource(parts[whole], drawn[:size], spec.num_classes)
+    sizes = {split: len(source) for split, source in opened.items()}
+    shape = (*spec.image_shape[:2], 3)
+    return Dataset(DataSpec(shape, spec.num_classes**3, sizes), opened)
+
+
+def _pair(dataset: Dataset, parts: dict[str, tuple[str, ...]]) -> Dataset:
+    """Splits as they are and splits of two, by the names of their parts."""
+    opened: dict[str, Source] = {}
+    for split, names in parts.items():
+        found = [dataset.sources[name] for name in names]
+        opened[split] = pairs.Pairs(*found) if len(found) == 2 else found[0]
+    sizes = {split: len(source) for split, source in opened.items()}
+    return Dataset(dataset.spec._replace(num_classes=0, splits=sizes), opened)
 
 
 def _open_folder(path: str | None, image_size: int) -> _Collection:
@@ -195,9 +270,9 @@ def _check_name(name: str, data_dir: str | None) -> None:
     base, config = re.fullmatch("([^/:]*)/?([^:]*).*", name).groups()
     if base and data_dir and os.path.isdir(os.path.join(data_dir, base, config)):
         return
-    known = {*tfds.list_builders(with_community_datasets=False), prepare.DIGITS, "folder"}
+    known = {*tfds.list_builders(with_community_datasets=False), *OWN}
     if base not in known:
-        _fail_with_near_misses(name, base, known, "names are TFDS's, digits, folder")
+        _fail_with_near_misses(name, base, known, f"names are TFDS's, {', '.join(OWN)}")
     if config and config not in (configs := list(tfds.builder_cls(base).builder_configs)):
         _fail_with_near_misses(name, config, configs, f"{base} has {configs or 'none'}")
 

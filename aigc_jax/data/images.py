@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+DOMAINS = ("trainA", "trainB", "testA", "testB")  # subfolders that are splits, not classes
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 HELD_OUT = 20  # of a folder's images, in the order of their names, every 20th is the test split
 
@@ -75,7 +76,8 @@ def open_folder(path: str) -> Folder:
     """Lists the images of a folder (recursively) or a .zip; hidden files are passed over.
 
     They carry labels where each lies exactly one subfolder deep and there are two subfolders or
-    more: the classes are then the subfolders in the order of their names.
+    more: the classes are then the subfolders in the order of their names. Where there are `DOMAINS`
+    on top, these are splits, what lies elsewhere is passed over and nothing carries a label.
     """
     root = pathlib.Path(path).expanduser()
     if not root.exists():
@@ -95,6 +97,9 @@ def open_folder(path: str) -> Folder:
     names = sorted(name for name in names if _is_image(name))
     if not names:
         raise DataError(f"no images in {path!r}: none ends in {', '.join(SUFFIXES)}")
+    domains = tuple(name for name in names if _top(name) in DOMAINS)
+    if domains:
+        return Folder(domains, None, 0, read)
     parents = [pathlib.PurePosixPath(name).parent for name in names]
     classes = sorted({str(parent) for parent in parents})
     if len(classes) < 2 or any(len(parent.parts) != 1 for parent in parents):
@@ -104,8 +109,14 @@ def open_folder(path: str) -> Folder:
 
 
 def folder_splits(folder: Folder) -> dict[str, np.ndarray]:
-    """The positions that make each split: every 20th image is held out where there are 20."""
+    """The positions that make each split: every 20th image is held out where there are 20.
+
+    A folder of `DOMAINS` has those as splits that hold an image.
+    """
     position = np.arange(len(folder.names))
+    tops = np.array([_top(name) for name in folder.names])
+    if tops[0] in DOMAINS:
+        return {domain: position[tops == domain] for domain in DOMAINS if domain in tops}
     test = position % HELD_OUT == HELD_OUT - 1
     splits = {"train": position[~test], "test": position[test]}
     return {split: chosen for split, chosen in splits.items() if len(chosen)}
@@ -133,6 +144,12 @@ def _bytes_or_none(folder: Folder, position: int) -> bytes:
         return folder.read(folder.names[position])
     except (OSError, zipfile.BadZipFile):
         return b""  # an unreadable file is a corrupt image: decoding it reports it by name
+
+
+def _top(name: str) -> str:
+    """The first part of a file's path; "" where it lies in no subfolder."""
+    parts = pathlib.PurePosixPath(name).parts
+    return parts[0] if len(parts) > 1 else ""
 
 
 def _is_image(name: str) -> bool:

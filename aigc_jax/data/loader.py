@@ -6,6 +6,7 @@ import grain
 import numpy as np
 
 from aigc_jax.data.images import DataError
+from aigc_jax.data.pairs import Pairs
 from aigc_jax.data.sources import Source
 
 Batch = dict[str, np.ndarray]
@@ -25,6 +26,9 @@ def batches(
 ) -> Iterator[Batch]:
     """Endless training batches from step `start` on: "image" uint8 [fresh, B, H, W, C], "label".
 
+    Of `Pairs` "image" and "other": each domain is a stream of its own, shuffled by itself, so that
+    what an image meets is chance, and the smaller domain comes round more often.
+
     `batch_size` is global; each of `process_count` processes gets B = batch_size / process_count
     consecutive rows of every one of the step's `fresh` batches, so that side by side the processes
     hold exactly what one process would. Examples are reshuffled every epoch, and an epoch's tail
@@ -32,19 +36,27 @@ def batches(
     by `num_threads` threads, which end with the iterator or with its `close()`.
     """
     rows = _rows(batch_size, process_index, process_count)
-    if batch_size > len(source):
+    sizes = source.sizes if isinstance(source, Pairs) else (len(source),)
+    if batch_size > min(sizes):
         raise DataError(
-            f"a batch of {batch_size} is larger than the data set's {len(source)} images: "
-            f"set batch_size to {len(source)} or less"
+            f"a batch of {batch_size} is larger than the data set's {min(sizes)} images: "
+            f"set batch_size to {min(sizes)} or less"
         )
 
-    def fetch(indices: np.ndarray) -> Batch:
-        local = indices.reshape(fresh, batch_size)[:, rows]
-        flat = source.fetch(local.reshape(-1))
-        return {name: x.reshape(*local.shape, *x.shape[1:]) for name, x in flat.items()}
+    def stream(size: int, seed: int) -> grain.MapDataset:
+        order = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
+        # Without end, so nothing is dropped; but a batch of 1 would round the length up past int.
+        return order.batch(fresh * batch_size, drop_remainder=True)
 
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    steps = order.batch(fresh * batch_size)[start:].map(fetch)
+    # A seed for each: by one seed, domains of one size would always meet in the same pairs.
+    streams = [stream(size, seed + i) for i, size in enumerate(sizes)]
+
+    def fetch(step: int) -> Batch:
+        local = [order[step].reshape(fresh, batch_size)[:, rows] for order in streams]
+        flat = source.fetch(*(indices.reshape(-1) for indices in local))
+        return {name: x.reshape(*local[0].shape, *x.shape[1:]) for name, x in flat.items()}
+
+    steps = grain.MapDataset.range(start, min(len(order) for order in streams)).map(fetch)
     return iter(steps.to_iter_dataset(_read_options(num_threads, prefetch)))
 
 

@@ -34,12 +34,15 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def fetch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """int [B] -> {"image": uint8 [B, H, W, C], "label": int32 [B] where there are labels}."""
+        """int [B] -> {"image": uint8 [B, H, W, C], "label": int32 [B] where there are labels}.
+
+        Points of the plane are float32 instead.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """A split held in memory: images uint8 [N, H, W, C], labels int32 [N] or None."""
+    """A split held in memory: images uint8 (points: float32) [N, H, W, C], labels int32 or None."""
 
     images: np.ndarray
     labels: np.ndarray | None
@@ -65,6 +68,33 @@ class StreamedSource:
     def fetch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         records = self.read(self.kept[indices])
         return _columns(np.stack([self.decode(record) for record in records]), _labels(records))
+
+
+@dataclasses.dataclass(frozen=True)
+class StackedSource:
+    """Images whose channels are grey, labelled images of another split, stacked when asked for.
+
+    Attributes:
+      source: the split, uint8 [N, H, W, 1] with labels 0..classes-1.
+      parts: int [M, C], the images that the channels of each of the M images are.
+      classes: of `source`; a stack's label has the labels of its channels as digits in this base,
+        the first one's highest.
+    """
+
+    source: Source
+    parts: np.ndarray
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def fetch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        parts = self.parts[indices]
+        found = self.source.fetch(parts.reshape(-1))
+        pixels = found["image"].reshape(*parts.shape, *found["image"].shape[1:3])
+        places = self.classes ** np.arange(parts.shape[1])[::-1]
+        labels = found["label"].reshape(parts.shape) @ places
+        return _columns(np.ascontiguousarray(np.moveaxis(pixels, 1, -1)), labels.astype(np.int32))
 
 
 def decoder(shape: tuple[int, int, int], *, image_size: int, crop: int, upright: bool) -> Decoder:

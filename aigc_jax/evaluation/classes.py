@@ -104,7 +104,7 @@ def mixture_modes(
 
     Args:
       points: [n, 2].
-      centres: [K, 2], as of `ring` or `grid`.
+      centres: [K, 2].
       std: of each mode, above 0.
 
     Returns:
@@ -123,15 +123,3 @@ def mixture_modes(
     points, centres = points.astype(np.float64), centres.astype(np.float64)
     distance = np.linalg.norm(points[:, None] - centres[None], axis=-1)
     return distance.argmin(1), distance.min(1) <= 3 * std
-
-
-def ring() -> tuple[np.ndarray, float]:
-    """Centres [8, 2] on the unit circle and the std of each mode, 0.01 (arXiv:1712.04086)."""
-    angle = 2 * np.pi * np.arange(8) / 8  # linspace to 2 pi would name the first mode twice
-    return np.stack([np.cos(angle), np.sin(angle)], axis=1), 0.01
-
-
-def grid() -> tuple[np.ndarray, float]:
-    """Centres [25, 2] at {-4, -2, 0, 2, 4}^2 and the std of each mode, 0.05 (arXiv:1712.04086)."""
-    side = np.arange(-4.0, 5.0, 2.0)
-    return np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1).reshape(25, 2), 0.05

@@ -4,23 +4,22 @@ Each of EVALUATORS takes a `Subject` and returns rows. What several of them need
 features above all, the subject makes once, when it is first asked for.
 """
 
-import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.evaluation import classes, frechet, image_quality, kernel, manifold
+from aigc_jax.evaluation import classes, diversity, frechet, image_quality, kernel, manifold
 from aigc_jax.evaluation.features import Features, some
-from aigc_jax.evaluation.memorisation import Memorisation, memorisation
 from aigc_jax.evaluation.results import Row
+from aigc_jax.evaluation.subject import Subject, moments
 
 SURE = 0.9  # probability from which a classifier counts as sure of a class
+COLLAPSED = 0.5  # of real images' diversity, below which samples are said to have too little
 
 
 class Mean(NamedTuple):
@@ -66,131 +65,14 @@ def natural(name: str) -> list:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-class Split(NamedTuple):
-    """Real images.
-
-    Attributes:
-      name: data set and split, such as "cifar10 test".
-      size: how many.
-      features: () -> their features, kept from one time to the next.
-      fetch: indices -> {"image": uint8, "label": int, if the data have labels}.
-    """
-
-    name: str
-    size: int
-    features: Callable[[], Features]
-    fetch: Callable[[np.ndarray], Mapping[str, np.ndarray]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """What is evaluated, and against what.
-
-    Attributes:
-      network: name of the feature network; "" without, where no metric of features is asked for.
-      extract: batches uint8 [b, H, W, C] -> their features; None without a network.
-      sample: () -> samples in batches uint8 [b, H, W, C], the same each time.
-      labels: int [n], the class that each sample was drawn for; None without.
-      reference, held_out: what samples are compared with, and other images of the same kind.
-      statistics: mean and covariance of features to take the Fréchet distance to instead, and
-        their name; None takes the reference's.
-      manifold_count: most images of a kind where all pairs are compared.
-      evaluate: (batch, key) -> {name: [B]}, as `Family.evaluate`.
-      restore: (batch, key) -> {name: (given, restored)}, as `Family.restore`; None without.
-      likelihood: (batch, key) -> {name: [B]}, as `Family.likelihood`; None without.
-      likelihood_count: examples that it is taken of; 0 takes all.
-      diagnose: () -> ({metric: value}, warning), as `Family.diagnose` of the held-out data; None
-        without.
-      pictures: () -> {caption: images [rows, columns, H, W, C]} that go with the rows.
-      examples: limit -> held-out data in batches on the devices, with "mask" [B]; whole batches of
-        at least that many examples, 0 for all.
-      key: of the randomness of these.
-    """
-
-    network: str
-    extract: Callable[[Iterable[np.ndarray]], Features] | None
-    sample: Callable[[], Iterator[np.ndarray]]
-    labels: np.ndarray | None
-    reference: Split
-    held_out: Split
-    statistics: tuple[np.ndarray, np.ndarray, str] | None
-    manifold_count: int
-    evaluate: Callable
-    restore: Callable | None
-    likelihood: Callable | None
-    likelihood_count: int
-    diagnose: Callable[[], tuple[Mapping[str, float], str]] | None
-    pictures: Callable[[], Mapping[str, np.ndarray]]
-    examples: Callable[[int], Iterator[Mapping[str, jax.Array]]]
-    key: jax.Array
-
-    @cached_property
-    def drawn(self) -> tuple[np.ndarray, Features]:
-        """The samples, as bytes, and their features."""
-        kept: list[np.ndarray] = []
-
-        def passing() -> Iterator[np.ndarray]:
-            for batch in self.sample():
-                kept.append(batch)
-                yield batch
-
-        found = self.extract(passing())
-        if not np.ptp(found.features, axis=0).any():
-            raise ValueError(
-                f"all {len(found.features)} samples have the same features, so they are one image: "
-                "no distribution can be judged. Look at them with --mode=sample"
-            )
-        return np.concatenate(kept), found
-
-    @cached_property
-    def real(self) -> Features:
-        """Features of the reference."""
-        return self.reference.features()
-
-    @cached_property
-    def unseen(self) -> Features:
-        """Features of held-out images, at most as many as there are samples."""
-        return self.held_out.features().some(len(self.drawn[1].features))
-
-    @cached_property
-    def target(self) -> tuple[np.ndarray, np.ndarray, str]:
-        """Mean, covariance and name of what the Fréchet distance is taken to."""
-        if self.statistics is not None:
-            return self.statistics
-        return *_moments(self.real), self.of(self.reference, self.real)
-
-    @cached_property
-    def copying(self) -> Memorisation:
-        """Each sample's nearest real images."""
-        return memorisation(
-            self.drawn[1].features, self.real.features, self.held_out.features().features
-        )
-
-    def named(self, metric: str) -> str:
-        """A metric that carries its network's name."""
-        return f"{metric}_{self.network}"
-
-    def of(self, split: Split, features: Features) -> str:
-        """A reference as a row states it."""
-        return f"{split.name} ({len(features.features)})"
-
-
 def fid(subject: Subject, images: Features) -> list[Row]:
     """Fréchet distance (Heusel et al. 2017): "fid" with Inception, else "fd_NETWORK"."""
     mean, covariance, name = subject.target
-    value = frechet.frechet_distance(*_moments(images), mean, covariance)
+    value = frechet.frechet_distance(*moments(images), mean, covariance)
     metric = "fid" if subject.network == "inception" else subject.named("fd")
     n, width = images.features.shape
     note = f"fewer samples than the {width} features: biased upwards" if n <= width else ""
     return [Row(metric, value, n, reference=name, note=note)]
-
-
-def _moments(images: Features) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance, a part at a time: features in float64 would be twice as large."""
-    moments = frechet.Moments()
-    for start in range(0, len(images.features), 4096):
-        moments.add(images.features[start : start + 4096])
-    return moments.mean, moments.covariance
 
 
 def kid(subject: Subject, images: Features) -> list[Row]:
@@ -245,6 +127,17 @@ def modes(subject: Subject, images: Features) -> list[Row]:
     return rows
 
 
+def diverse(subject: Subject, images: Features) -> list[Row]:
+    """How far apart two images are in feature space; a warning in words where it is too little."""
+    value, n = diversity.mean_distance(images.features), len(images.features)
+    note = ""
+    if images is subject.drawn[1]:
+        share = diversity.relative(images.features, subject.unseen.features)
+        if share < COLLAPSED:
+            note = f"mode collapse: samples differ {share:.2g} times as much as real images do"
+    return [Row(subject.named("diversity"), value, n, note=note)]
+
+
 def copies(subject: Subject, images: Features) -> list[Row]:
     """Do samples lie nearer to training images than held-out images do?"""
     if images is not subject.drawn[1]:  # what held-out images get is known
@@ -255,6 +148,28 @@ def copies(subject: Subject, images: Features) -> list[Row]:
     return [
         Row(subject.named("closer_to_train"), found.closer, n, reference=reference),
         Row(subject.named("copies"), found.copies, n, reference=reference),
+    ]
+
+
+def mixture(subject: Subject, points: np.ndarray) -> list[Row]:
+    """Modes of a mixture that points find, and how evenly (PacGAN, Lin et al. 2018, section 4.1).
+
+    As in its code (fjxmlzn/PacGAN, `MetricLogger`) a mode is found by one point of high quality,
+    and the reverse KL, of shares to equal ones, is of these points alone. `reverse_kl_all` takes
+    every point to be of its nearest mode: it knows where those of low quality gather.
+    """
+    centres, std = subject.mixture
+    found, good = classes.mixture_modes(points, centres, std)
+    equal = np.ones(len(centres))
+    covered, kl = 0, float("inf")
+    if good.any():
+        covered, kl, _ = classes.mode_coverage(found[good], equal)
+    n = len(points)
+    return [
+        Row("mixture_modes", float(covered), n, note=f"of {len(centres)}"),
+        Row("high_quality", float(good.mean()), n),
+        Row("reverse_kl", kl, n, note=f"of the {good.sum()} of high quality"),
+        Row("reverse_kl_all", classes.mode_coverage(found, equal).kl, n),
     ]
 
 
@@ -304,10 +219,11 @@ def restoration(subject: Subject) -> list[Row]:
 
     def evaluate(batch: Mapping[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         found = {}
-        for name, (given, restored) in subject.restore(batch, key).items():
-            for metric, value in qualities(batch["image"], restored).items():
+        for name, (given, restored, *own) in subject.restore(batch, key).items():
+            (original,) = own or (batch["image"],)
+            for metric, value in qualities(original, restored).items():
                 found[f"{metric}/{name}"] = value
-            for metric, value in qualities(batch["image"], given).items():
+            for metric, value in qualities(original, given).items():
                 found[f"{metric}/{name}/given"] = value
         return found
 
@@ -333,8 +249,11 @@ DISTRIBUTION = {
     "precision_recall": precision_recall,
     "inception_score": inception_score,
     "modes": modes,
+    "diversity": diverse,
     "memorisation": copies,
 }
+# Metrics of a set of points in the plane, applied in the same way, and in no feature space.
+POINTS = {"mixture": mixture}
 # Metrics of the held-out examples.
 EXAMPLES = {
     "examples": examples,
@@ -342,7 +261,8 @@ EXAMPLES = {
     "diagnosis": diagnosis,
     "restoration": restoration,
 }
-NAMES = (*EXAMPLES, *DISTRIBUTION)
+OF_SAMPLES = (*DISTRIBUTION, *POINTS)
+NAMES = (*EXAMPLES, *OF_SAMPLES)
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -364,10 +284,23 @@ def run(subject: Subject, names: Sequence[str], *, real: bool = True, **protocol
     check_names(names)
     rows = [row for name in names if name in EXAMPLES for row in EXAMPLES[name](subject)]
     rows = [row._replace(weights=protocol.get("weights", "")) for row in rows]
-    for name in (name for name in names if name in DISTRIBUTION):
-        evaluator = DISTRIBUTION[name]
-        of_real = {r.metric: r.value for r in evaluator(subject, subject.unseen)} if real else {}
-        for row in evaluator(subject, subject.drawn[1]):
-            made = {"network": subject.network, "real": of_real.get(row.metric), **protocol}
-            rows.append(row._replace(**made))
+    for name in (name for name in names if name in OF_SAMPLES):
+        of_samples, of_real = _applied(subject, name, real)
+        known = {row.metric: row.value for row in of_real}
+        for row in of_samples:
+            rows.append(row._replace(real=known.get(row.metric), **protocol))
     return rows
+
+
+def _applied(subject: Subject, name: str, real: bool) -> tuple[list[Row], list[Row]]:
+    """Rows of samples, and where `real` those of held-out data, without the protocol."""
+    if name in POINTS:
+        if subject.mixture is None:
+            return [], []
+        evaluator = POINTS[name]
+        held_out = evaluator(subject, subject.unseen_points) if real else []
+        return evaluator(subject, subject.points), held_out
+    evaluator = DISTRIBUTION[name]
+    held_out = evaluator(subject, subject.unseen) if real else []
+    rows = evaluator(subject, subject.drawn[1])
+    return [row._replace(network=subject.network) for row in rows], held_out

@@ -20,9 +20,7 @@ def differentiable(
       probability: of each part for each example, a number or a (traced) scalar; 0 changes nothing,
         1 always changes.
     """
-    for name in policy:
-        if name not in PARTS:
-            raise ValueError(f"gan.augment is made of {', '.join(PARTS)}, not {name!r}")
+    check(policy)
 
     def one(key: jax.Array, image: jax.Array) -> jax.Array:
         for name in policy:
@@ -34,6 +32,13 @@ def differentiable(
         return image
 
     return jax.vmap(one)(jax.random.split(key, len(x)), x)
+
+
+def check(policy: tuple[str, ...]) -> None:
+    """Raises ValueError for a policy with a part that does not exist."""
+    for name in policy:
+        if name not in PARTS:
+            raise ValueError(f"gan.augment is made of {', '.join(PARTS)}, not {name!r}")
 
 
 def color(key: jax.Array, image: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from aigc_jax.networks.gan_layers import (
     ConditionalBatchNorm,
+    MinibatchStd,
     UpConv,
     check_choice,
     check_conditioning,
@@ -84,6 +85,7 @@ class Discriminator(nn.Module):
         image_shape: (H, W, C) of the input.
         width: channels after the first layer; each later one doubles them.
         norm: "batch"; "spectral", of every layer; or "none". The last two have biases.
+        minibatch_std: whether the last map is told how much the images of a batch differ.
         num_classes: 0 for data without labels.
         conditioning: "none", which ignores the label; "concat" adds it to the image as one-hot
             maps; "projection" and "classifier" as in `gan_layers.head`, of the whole last map.
@@ -94,6 +96,7 @@ class Discriminator(nn.Module):
     image_shape: tuple[int, int, int] = (64, 64, 3)
     width: int = 64
     norm: str = "batch"
+    minibatch_std: bool = False
     num_classes: int = 0
     conditioning: str = "none"
     dtype: str = "float32"
@@ -120,6 +123,8 @@ class Discriminator(nn.Module):
             if i > 0 and self.norm == "batch":
                 h = ConditionalBatchNorm(scale_init=_gain, name=f"norm_{i}")(h, train=train)
             h = leaky_relu(h)
+        if self.minibatch_std:
+            h = MinibatchStd()(h)
         return head(
             h.reshape(h.shape[0], -1),
             label,

@@ -18,6 +18,7 @@ import numpy as np
 GLOROT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 GLOROT_RELU = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
 ONES, ZEROS = nn.initializers.ones_init(), nn.initializers.zeros_init()
+MOMENTUM = 0.9  # of a batch norm's stored statistics: what they keep at each update
 CONDITIONINGS = ("none", "projection", "concat", "classifier")
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -157,8 +158,8 @@ class ConditionalBatchNorm(nn.Module):
             # Not E[x^2] - E[x]^2, which cancels where the mean is large.
             variance = jnp.square(h - per_channel(center)).mean(axes)
             if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-                mean.value = 0.9 * mean.value + 0.1 * center
-                var.value = 0.9 * var.value + 0.1 * variance
+                mean.value = MOMENTUM * mean.value + (1 - MOMENTUM) * center
+                var.value = MOMENTUM * var.value + (1 - MOMENTUM) * variance
         if self.num_classes:
             scale, bias = scale[label], bias[label]
         h = (h - per_channel(center)) * per_channel(jax.lax.rsqrt(variance + 1e-5))

@@ -53,7 +53,8 @@ class Generator(nn.Module):
         check_choice("network.generator.output", self.output, ("tanh", "linear"))
         h = with_label(z, label, self.num_classes).astype(self.dtype)
         for i, width in enumerate(self.hidden):
-            h = nn.relu(dense(h, width, name=f"hidden_{i}", init=GLOROT_RELU))
+            name = f"hidden_{i}" if i else "in"
+            h = nn.relu(dense(h, width, name=name, init=GLOROT_RELU))
         h = dense(h.astype(jnp.float32), math.prod(self.image_shape), name="out", init=GLOROT)
         h = h.reshape(-1, *self.image_shape)
         return jnp.tanh(h) if self.output == "tanh" else h

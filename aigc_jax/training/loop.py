@@ -30,8 +30,11 @@ def recipe(config: Mapping[str, Any], family: Family) -> Recipe:
     chosen = dict(config["augment"])
 
     def prepare(batch: Mapping[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-        image = augment.augment(key, augment.to_float(batch["image"]), **chosen)
-        return {**batch, "image": image}
+        batch, keys = augment.floats(batch), (key, jax.random.fold_in(key, 1))
+        for name, own in zip(augment.IMAGES, keys, strict=True):
+            if name in batch:
+                batch[name] = augment.augment(own, batch[name], **chosen)
+        return batch
 
     return Recipe(
         family=family,

@@ -12,7 +12,12 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 
 def learning_rate(
-    peak: float, *, schedule: str = "constant", warmup: int = 0, decay_steps: int = 0
+    peak: float,
+    *,
+    schedule: str = "constant",
+    warmup: int = 0,
+    decay_steps: int = 0,
+    decay_start: int = 0,
 ) -> optax.Schedule:
     """Step -> learning rate: a linear warm-up to `peak`, then constant, or linear or cosine to 0.
 
@@ -21,19 +26,25 @@ def learning_rate(
       schedule: "constant", "linear" or "cosine".
       warmup: steps of the warm-up; step i of it has rate peak * i / warmup (Ho et al. 2020).
       decay_steps: step at which the rate reaches 0 (not used by "constant").
+      decay_start: step until which it stays at `peak` (not used by "constant").
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"optimizer.schedule is one of {', '.join(SCHEDULES)}, not {schedule!r}")
-    if schedule != "constant" and decay_steps <= warmup:
+    begin = max(warmup, decay_start)
+    if schedule != "constant" and decay_steps <= begin:
+        name = "warmup" if begin == warmup else "decay_start"
         raise ValueError(
-            f"optimizer.decay_steps ({decay_steps}) must exceed optimizer.warmup ({warmup}) "
+            f"optimizer.decay_steps ({decay_steps}) must exceed optimizer.{name} ({begin}) "
             f"for schedule {schedule!r}"
         )
     after = {
         "constant": lambda: optax.constant_schedule(peak),
-        "linear": lambda: optax.linear_schedule(peak, 0.0, decay_steps - warmup),
-        "cosine": lambda: optax.cosine_decay_schedule(peak, decay_steps - warmup),
+        "linear": lambda: optax.linear_schedule(peak, 0.0, decay_steps - begin),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, decay_steps - begin),
     }[schedule]()
+    if begin > warmup:
+        constant = optax.constant_schedule(peak)
+        after = optax.join_schedules([constant, after], [begin - warmup])
     if not warmup:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
@@ -100,7 +111,8 @@ def per_player(
 
     def build(setting: Mapping[str, Any]) -> optax.GradientTransformation:
         setting = dict(setting)
-        schedule = {k: setting.pop(k) for k in ("schedule", "warmup", "decay_steps")}
+        keys = ("schedule", "warmup", "decay_steps", "decay_start")
+        schedule = {k: setting.pop(k) for k in keys if k in setting}
         rate = learning_rate(setting.pop("learning_rate"), **schedule)
         return optimizer(learning_rate=rate, **setting)
 

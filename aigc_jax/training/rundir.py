@@ -47,8 +47,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     def free(key: str) -> bool:
         parent, _, last = key.rpartition(".")
         schedules = {flat.get(f"{parent}.schedule") for flat in (old, new)}
-        if last == "decay_steps" and schedules == {"constant"}:
-            return True  # it follows train.steps in a config, and nothing reads it
+        if last in ("decay_steps", "decay_start") and schedules == {"constant"}:
+            return True  # they follow train.steps in a config, and nothing reads them
         return any(key == name or key.startswith(name + ".") for name in FREE)
 
     return [

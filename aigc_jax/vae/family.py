@@ -14,7 +14,7 @@ from aigc_jax.networks import autoencoder
 from aigc_jax.networks.ladder import Ladder
 from aigc_jax.vae import hierarchical, objectives, perceptual, vector
 from aigc_jax.vae import likelihood as likelihoods
-from aigc_jax.vae.adversary import Opponent, balance
+from aigc_jax.vae.adversary import Opponent, balance, patch
 from aigc_jax.vae.pictures import of_codes
 from aigc_jax.vae.posterior import diagnose, fit_mixture
 
@@ -62,7 +62,8 @@ def build(config: Mapping[str, Any], spec: Any) -> Family:
     codebook["decay"] = settings.pop("code_decay")
     features = {key: settings.pop(f"feature_{key}") for key in ("network", "weights", "weight")}
     plain = {"binarise": "none", "noise": "none", "importance": 1} if codes or hierarchy else {}
-    plain |= {"feature_network": ""} if codes or hierarchy else {}
+    against = {key: settings.pop(f"adversary_{key}") for key in ("weight", "start")}
+    plain |= {"feature_network": "", "adversary_weight": 0.0} if codes or hierarchy else {}
     plain |= {"conditional": False, "codes": 0} if hierarchy else {}
     plain |= {"kl": "constant", "beta": 1.0, "free_bits": 0.0} if codes else {}
     for key, value in plain.items():
@@ -101,6 +102,7 @@ def build(config: Mapping[str, Any], spec: Any) -> Family:
         likelihood,
         cost,
         terms=terms,
+        opponent=patch(spec.image_shape, **against) if against["weight"] else None,
         sampling=config["sampling"],
         **settings,
     )

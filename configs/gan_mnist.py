@@ -1,0 +1,42 @@
+"""A GAN of MNIST: DCGAN at 28x28, or fully connected.
+
+    python launch.py --config=configs/gan_mnist.py
+    python launch.py --config=configs/gan_mnist.py:mlp         # the first GANs' networks
+    python launch.py --config=configs/gan_mnist.py:relativistic
+
+Radford et al. 2016 (arXiv:1511.06434) at half their width; the other losses are variants. Nothing
+is published in the features of our LeNet; docs/results.md has what we measured.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+VARIANTS = common.GAN_LOSSES | {
+    "mlp": {
+        "network.generator": {
+            "name": "mlp",
+            "latent": 100,
+            "hidden": (256, 512, 1024),
+            "output": "tanh",
+        },
+        "network.discriminator": {
+            "name": "mlp",
+            "hidden": (1024, 512, 256),
+            "conditioning": "none",
+        },
+    },
+    "smoke": common.GAN_SMOKE,
+}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The config, or variants of it joined by "+"."""
+    config = common.gan()
+    config.data.name = "mnist"
+    config.network.generator.width = 32
+    config.network.discriminator.width = 32
+    config.train.update({"batch_size": 64, "steps": 4690})  # 5 epochs
+    config.log.update({"eval_every": 938, "sample_every": 938})
+    config.evaluation.update({"network": "lenet", "count": 10_000, "examples": 1024})
+    return common.finish(config, VARIANTS, variant)
