@@ -160,7 +160,7 @@ def test_the_mlp_is_matrix_products_between_its_activations():
             h = np.tanh(h @ part[name]["kernel"] + part[name]["bias"].reshape(1, -1))
         return h @ part["out"]["kernel"] + part["out"]["bias"].reshape(1, -1)
 
-    moments = layers(x.reshape(2, 8), params["encoder"])
+    moments = layers((x.reshape(2, 8) + 1) / 2, params["encoder"])
     np.testing.assert_allclose(np.concatenate([mean, logvar], axis=1), moments, atol=1e-5)
     expected = layers(moments[:, :2], params["decoder"]).reshape(2, 4, 2, 3)
     np.testing.assert_allclose(out, expected, atol=1e-5)
