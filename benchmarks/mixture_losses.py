@@ -13,7 +13,7 @@ import tempfile
 import time
 
 LOSSES = ("minimax", "non_saturating", "lsgan", "hinge", "dragan", "wgan_gp", "r1", "")
-METRICS = ("mixture_modes", "high_quality", "reverse_kl")
+METRICS = ("mixture_modes", "high_quality", "reverse_kl", "reverse_kl_all")
 
 
 def measure(mixture: str, loss: str, seed: int, steps: int) -> tuple[dict[str, float], float]:
@@ -38,7 +38,7 @@ def measure(mixture: str, loss: str, seed: int, steps: int) -> tuple[dict[str, f
         start = time.perf_counter()
         experiment.train(config, folder)
         seconds = time.perf_counter() - start
-        rows = experiment.evaluate(folder, batch_size=10_000)
+        rows = experiment.evaluate(folder, count=100_000, batch_size=10_000)
     return {row.metric: row.value for row in rows}, seconds
 
 

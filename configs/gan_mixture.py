@@ -48,5 +48,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.log.update({"every": 500, "eval_every": 2500, "sample_every": 2500, "samples": 2000})
     config.checkpoint.every = 5000
     config.evaluations = ("examples", "mixture")
-    config.evaluation.update({"count": 100_000, "scheduled_count": 10_000, "at_end": True})
+    config.evaluation.update({"count": 20_000, "scheduled_count": 5000, "at_end": True})
     return common.finish(config, VARIANTS, variant)
