@@ -314,9 +314,9 @@ def test_a_mistake_ends_the_process_with_one_line_and_no_traceback(number):
 TRAIN = """
 import importlib, json, sys
 from aigc_jax import experiment
-for name, variant, workdir, data in json.loads(sys.argv[1]):
+for name, variant, workdir, changes in json.loads(sys.argv[1]):
     config = importlib.import_module(f"configs.{name}").get_config(variant)
-    config.data.update(data)
+    config.update_from_flattened_dict(changes)
     state = experiment.train(config, workdir)
     assert (int(state.step), int(state.skipped)) == (4, 0)
 """
@@ -326,17 +326,20 @@ TESTED = {
     "ddpm_cifar": ("test/loss", "samples"),
     "kl_autoencoder_celeba64": ("test/distortion", "restored"),
     "dcgan_celeba64": ("test/logit_real", "samples"),
+    "fewshot_celeba64": ("test/logit_real", "samples"),
     "cyclegan_maps": ("testA+testB/cycle_a", "restored"),
     "vqvae_cifar": ("test/neg_elbo", "samples"),
 }
 
 
 def test_smoke_of_the_other_experiments_trains_on_their_data(shared_tfds, celeba_zip, tmp_path):
-    data = {"data_dir": shared_tfds, "in_memory": False}
+    data, faces = {"data.data_dir": shared_tfds}, {"data.path": celeba_zip}
+    few = faces | {"init_from": f"{tmp_path}/c"}
     jobs = [
-        ("ddpm_cifar", "smoke", f"{tmp_path}/a", data),
-        ("kl_autoencoder_celeba64", "smoke+folder", f"{tmp_path}/b", {"path": celeba_zip}),
-        ("dcgan_celeba64", "smoke+folder+adaptive", f"{tmp_path}/c", {"path": celeba_zip}),
+        ("ddpm_cifar", "smoke", f"{tmp_path}/a", data | {"data.in_memory": False}),
+        ("kl_autoencoder_celeba64", "smoke+folder", f"{tmp_path}/b", faces),
+        ("dcgan_celeba64", "smoke+folder+relativistic+adaptive", f"{tmp_path}/c", faces),
+        ("fewshot_celeba64", "smoke", f"{tmp_path}/f", few),
         ("cyclegan_maps", "smoke", f"{tmp_path}/d", data),
         ("vqvae_cifar", "smoke", f"{tmp_path}/e", data),
     ]
