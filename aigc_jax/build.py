@@ -25,4 +25,10 @@ def build(config: Mapping[str, Any], spec: Any) -> Family:
         near = difflib.get_close_matches(name, FAMILIES)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"config.family is one of {', '.join(FAMILIES)}, not {name!r}{hint}")
-    return FAMILIES[name](config, spec)
+    try:
+        return FAMILIES[name](config, spec)
+    except (KeyError, TypeError) as error:  # configs of today have every key, and no other
+        raise ValueError(
+            f"the config does not fit this version ({error}): a run of an older one? Mend its "
+            "config.json by what it was meant to have, or train it again"
+        ) from error

@@ -156,3 +156,11 @@ def test_an_unknown_family_is_told_the_near_one():
     config.family = "difusion"
     with pytest.raises(ValueError, match=r"not 'difusion'; did you mean 'diffusion'\?"):
         build.build(config, SHAPES["digits"])
+
+
+@pytest.mark.parametrize("key", ["adversary_weight", "noise"])
+def test_a_config_of_an_older_version_says_which_key_it_lacks(key):
+    config = MODULES["vae_digits"].get_config("smoke").to_dict()
+    del config["vae"][key]
+    with pytest.raises(ValueError, match=rf"does not fit this version .*'{key}'.*older"):
+        build.build(config, SHAPES["digits"])
