@@ -13,7 +13,11 @@ from configs import common
 VARIANTS = {
     "non_saturating": {"gan.loss": "non_saturating", "gan.penalty": "none"},
     "smoke": common.SMOKE
-    | {"network.generator.hidden": (16,), "network.discriminator.hidden": (16,)},
+    | {
+        "network.generator.hidden": (16,),
+        "network.discriminator.hidden": (16,),
+        "checkpoint.best": "",
+    },
 }
 
 
