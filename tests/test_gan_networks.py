@@ -236,19 +236,19 @@ def test_the_mlp_is_matrix_products_between_its_rectifiers():
     z = inputs(linear)
     made, judged = variables_of(linear), variables_of(judge)
 
-    def layers(h, params, slope):
-        for name in ("hidden_0", "hidden_1"):
+    def layers(h, params, slope, first):
+        for name in (first, "hidden_1"):
             h = h @ params[name]["kernel"] + params[name]["bias"][None]
             h = np.maximum(h, slope * h)
         return h @ params["out"]["kernel"] + params["out"]["bias"][None]
 
     points = linear.apply(made, z)
-    expected = layers(z, made["params"], 0.0)
+    expected = layers(z, made["params"], 0.0, "in")
     np.testing.assert_allclose(points[:, 0, 0], expected, rtol=1e-4, atol=1e-5)
     images = linear.clone(output="tanh").apply(made, z)
     np.testing.assert_allclose(images[:, 0, 0], np.tanh(expected), rtol=1e-4, atol=1e-5)
     logits, _ = judge.apply(judged, points)
-    expected = layers(expected, judged["params"], 0.2)[:, 0]
+    expected = layers(expected, judged["params"], 0.2, "hidden_0")[:, 0]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
