@@ -16,19 +16,15 @@ import numpy as np
 
 from aigc_jax.networks.gan_layers import (
     LAYOUT,
+    SMALL,
     ZEROS,
     ConditionalBatchNorm,
     check_choice,
     check_images,
     conv,
+    gain,
     leaky_relu,
 )
-
-INIT = nn.initializers.normal(0.02)
-
-
-def _gain(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    return 1.0 + INIT(key, shape, dtype)
 
 
 class Generator(nn.Module):
@@ -65,7 +61,7 @@ class Generator(nn.Module):
                 f"images are {height}x{width}: each side has to be 8, 12, 16 or another multiple "
                 "of 4, since it is halved twice and doubled twice"
             )
-        layer = partial(conv, init=INIT)
+        layer = partial(conv, init=SMALL)
         h = layer(_reflect(x.astype(self.dtype), 3), self.width, name="in", size=7, padding=0)
         h = nn.relu(instance_norm(h))
         for i, features in enumerate((2 * self.width, 4 * self.width)):
@@ -124,7 +120,7 @@ class Discriminator(nn.Module):
                 f"network.discriminator.layers={self.layers} a side has {3 * 2**self.layers} "
                 "pixels at least"
             )
-        layer = partial(conv, init=INIT, size=4, padding=1)
+        layer = partial(conv, init=SMALL, size=4, padding=1)
         h = leaky_relu(layer(x.astype(self.dtype), self.width, name="conv_0", stride=2))
         for i in range(1, self.layers + 1):
             h = layer(
@@ -137,7 +133,7 @@ class Discriminator(nn.Module):
             if self.norm == "instance":
                 h = instance_norm(h)
             if self.norm == "batch":
-                h = ConditionalBatchNorm(scale_init=_gain, name=f"norm_{i}")(h, train=train)
+                h = ConditionalBatchNorm(scale_init=gain, name=f"norm_{i}")(h, train=train)
             h = leaky_relu(h)
         return layer(h.astype(jnp.float32), 1, name="out")[..., 0], None
 
@@ -158,7 +154,7 @@ class Doubling(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         b, h, w, c = x.shape
-        kernel = self.param("kernel", INIT, (3, 3, c, self.features)).astype(x.dtype)
+        kernel = self.param("kernel", SMALL, (3, 3, c, self.features)).astype(x.dtype)
         bias = self.param("bias", ZEROS, (self.features,)).astype(x.dtype)
         # Output 2i is x[i] k[1], and 2i + 1 is x[i] k[2] + x[i + 1] k[0].
         order = np.array([1, 2, 3, 0])  # number 3 is the zero kernel

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.networks.gan_layers import (
+    SMALL,
     ConditionalBatchNorm,
     MinibatchStd,
     UpConv,
@@ -22,16 +23,11 @@ from aigc_jax.networks.gan_layers import (
     conv,
     dense,
     doublings,
+    gain,
     head,
     leaky_relu,
     with_label,
 )
-
-INIT = nn.initializers.normal(0.02)
-
-
-def _gain(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    return 1.0 + INIT(key, shape, dtype)
 
 
 class Generator(nn.Module):
@@ -64,14 +60,14 @@ class Generator(nn.Module):
         last = doublings(self.image_shape) - 1
         start = (height >> (last + 1), width >> (last + 1), self.width << last)
         h = with_label(z, label, self.num_classes).astype(self.dtype)
-        h = dense(h, start[0] * start[1] * start[2], name="in", init=INIT, use_bias=False)
+        h = dense(h, start[0] * start[1] * start[2], name="in", init=SMALL, use_bias=False)
         h = h.reshape(-1, *start)
         for i in range(last + 1):
-            h = ConditionalBatchNorm(scale_init=_gain, name=f"norm_{i}")(h, train=train)
+            h = ConditionalBatchNorm(scale_init=gain, name=f"norm_{i}")(h, train=train)
             h = nn.relu(h)
             if i < last:
-                h = UpConv(self.width << (last - 1 - i), INIT, name=f"up_{i}")(h)
-        return jnp.tanh(UpConv(channels, INIT, name="out")(h.astype(jnp.float32)))
+                h = UpConv(self.width << (last - 1 - i), SMALL, name=f"up_{i}")(h)
+        return jnp.tanh(UpConv(channels, SMALL, name="out")(h.astype(jnp.float32)))
 
 
 class Discriminator(nn.Module):
@@ -109,7 +105,7 @@ class Discriminator(nn.Module):
         check_choice("network.discriminator.norm", self.norm, ("batch", "spectral", "none"))
         check_images(x, self.image_shape)
         settings = {
-            "init": INIT,
+            "init": SMALL,
             "use_bias": self.norm != "batch",
             "spectral": self.norm == "spectral",
             "train": train,
@@ -121,7 +117,7 @@ class Discriminator(nn.Module):
         for i in range(doublings(self.image_shape)):
             h = conv(h, self.width << i, name=f"down_{i}", size=4, stride=2, padding=1, **settings)
             if i > 0 and self.norm == "batch":
-                h = ConditionalBatchNorm(scale_init=_gain, name=f"norm_{i}")(h, train=train)
+                h = ConditionalBatchNorm(scale_init=gain, name=f"norm_{i}")(h, train=train)
             h = leaky_relu(h)
         if self.minibatch_std:
             h = MinibatchStd()(h)

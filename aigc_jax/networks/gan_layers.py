@@ -17,10 +17,17 @@ import numpy as np
 # Glorot & Bengio 2010; the second one where a rectifier follows.
 GLOROT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 GLOROT_RELU = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
+SMALL = nn.initializers.normal(0.02)  # Radford et al. 2016
 ONES, ZEROS = nn.initializers.ones_init(), nn.initializers.zeros_init()
 MOMENTUM = 0.9  # of a batch norm's stored statistics: what they keep at each update
 CONDITIONINGS = ("none", "projection", "concat", "classifier")
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def gain(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """An initialiser of a norm's gains: N(1, 0.02)."""
+    return 1.0 + SMALL(key, shape, dtype)
+
 
 leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)
 
