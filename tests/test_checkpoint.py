@@ -133,8 +133,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_says_so(tmp_path):
     settings = ("limit=2500", "log.sample_every=0", 'checkpoint.best=""')
     run = toys.run("one", str(tmp_path), *settings)
     assert run.returncode == 1
-    # One line, no traceback; Python may warn of what Orbax had not begun to write.
-    (said,) = [line for line in run.stderr.splitlines() if "RuntimeWarning" not in line]
+    (said,) = run.stderr.splitlines()  # one line, no traceback, no complaint of Orbax's own tasks
     assert "could not write" in said
     assert "File too large" in said
     assert "the checkpoint of step 2 is intact" in said

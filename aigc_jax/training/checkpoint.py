@@ -13,6 +13,7 @@ import logging
 import pathlib
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -219,10 +220,15 @@ def _hush_orbax() -> None:
 
     def wanted(record: logging.LogRecord) -> bool:
         text = record.pathname + record.getMessage()
-        return not (record.exc_info and ("orbax" in text or "tensorstore" in text))
+        noise = record.exc_info or "was destroyed but it is pending" in text
+        return not (noise and ("orbax" in text or "tensorstore" in text))
 
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(wanted)
+    # When one leaf cannot be written, Orbax closes its loop over the tasks of the others; those not
+    # yet begun would complain whenever they are collected, at times as the last line of all.
+    never = r"coroutine '(\w+\.<locals>\.)?\w*(write_fragment|serialize)\w*' was never awaited"
+    warnings.filterwarnings("ignore", never, RuntimeWarning)
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
