@@ -108,3 +108,13 @@ def test_a_config_brings_its_opponent():
     assert [phase.player for phase in made.phases] == ["net", "discriminator"]
     assert params.keys() == {"net", "discriminator"}
     assert made.averaged == ("net",)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_with_its_opponent(tmp_path):
+    # Stopped before the opponent joins: the step count that admits it is restored too.
+    shape = (toys.SIDE, toys.SIDE, 1)
+    made = opposed(start=4, shape=shape, noise="gaussian", noise_level=0.2)
+    whole, resumed = toys.resumed(tmp_path, made, stop=3, steps=6)
+    assert toys.same(resumed, whole)
+    params, _ = made.init(jax.random.key(0))
+    assert not toys.same(whole.params["critic"], params["critic"])  # it does play

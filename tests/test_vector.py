@@ -238,6 +238,12 @@ def test_the_diagnosis_is_the_perplexity_and_warns_of_unused_codes():
     assert family().diagnose({"index": np.zeros((3, 2, 2), int)})[0]["perplexity"] == 1
 
 
+def test_a_resumed_run_is_the_uninterrupted_one_with_its_codebook(tmp_path):
+    whole, resumed = toys.resumed(tmp_path, family(restart=1.0), stop=2, steps=4)
+    assert toys.same(resumed, whole)
+    assert whole.extra.keys() == {"codebook", "counts", "sums"}
+
+
 def test_the_smoke_config_trains_through_the_shared_step():
     config = vqvae_cifar.get_config("smoke")
     config.network.multipliers = (1, 1)

@@ -197,12 +197,22 @@ def config(family: str = "one", changes: Mapping[str, Any] | None = None) -> dic
 
 def train(
     workdir: pathlib.Path,
-    family: str = "one",
+    family: str | Family = "one",
     changes: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Any:
-    """`loop.train` of a toy."""
-    return loop.train(config(family, changes), workdir, FAMILIES[family](), dataset(), **more)
+    """`loop.train` of a toy, by name, or of a family of one player on images like the toys'."""
+    name, made = (family, FAMILIES[family]()) if isinstance(family, str) else ("one", family)
+    return loop.train(config(name, changes), workdir, made, dataset(), **more)
+
+
+def resumed(folder: pathlib.Path, family: Family, stop: int, steps: int) -> tuple[Any, Any]:
+    """States after `steps`, of a run that was never stopped and of one that was at `stop`."""
+    quiet = {"log.eval_every": 0, "log.sample_every": 0, "checkpoint.best": ""}
+    changes = {"train.steps": steps, "checkpoint.every": stop} | quiet
+    whole = train(folder / "whole", family, changes)
+    train(folder / "stopped", family, changes | {"train.steps": stop})
+    return whole, train(folder / "stopped", family, changes)
 
 
 def target(family: str = "one", mode: str = "replicated", devices: int = 8) -> Any:
