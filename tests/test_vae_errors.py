@@ -39,3 +39,11 @@ def test_a_setting_that_cannot_be_is_told(changes, match):
 def test_labels_are_asked_of_data_that_have_them():
     with pytest.raises(ValueError, match=r"vae\.conditional needs data with labels"):
         build.build(config(vae__conditional=True), DIGITS._replace(num_classes=0))
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "continuous_bernoulli", "logistic_mixture"])
+def test_points_of_the_plane_are_no_pixels(name):
+    points = DIGITS._replace(image_shape=(1, 1, 2))
+    with pytest.raises(ValueError, match=rf"likelihood={name} needs data in \[0, 1\].*gaussian"):
+        build.build(config(vae__likelihood=name), points)
+    build.build(config(vae__likelihood="gaussian"), points)

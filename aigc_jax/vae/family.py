@@ -49,8 +49,13 @@ def build(config: Mapping[str, Any], spec: Any) -> Family:
     given = {key: settings.pop(key) for key in own.values()}
     name = settings.pop("likelihood")
     given = {key: given[key] for key in [own.get(name)] if key}
-    channels = spec.image_shape[-1]
+    height, width, channels = spec.image_shape
     likelihood = likelihoods.build(name, channels, **given)
+    if height * width == 1 and name in likelihoods.BOUNDED:
+        raise ValueError(
+            f"vae.likelihood={name} needs data in [0, 1], as images are; points of the plane lie "
+            "anywhere: take gaussian"
+        )
     arguments = dict(config["network"])
     network_name = arguments.pop("name")
     if network_name not in NETWORKS:

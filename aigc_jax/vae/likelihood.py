@@ -258,6 +258,7 @@ LIKELIHOODS = {
     "laplace": laplace,
     "logistic_mixture": logistic_mixture,
 }
+BOUNDED = ("bernoulli", "continuous_bernoulli", "logistic_mixture")  # of data in [-1, 1] alone
 
 
 def gaussian_log_prob(x: jax.Array, mean: jax.Array, logvar: jax.Array | float) -> jax.Array:
@@ -276,7 +277,10 @@ def per_example(x: jax.Array) -> jax.Array:
 
 
 def _check_range(x: jax.Array) -> None:
-    """Raises ValueError for images outside [-1, 1], where values can be seen: not in a jit."""
+    """Raises ValueError for images outside [-1, 1], where values can be seen: not in a jit.
+
+    Within one, images are bytes scaled to [-1, 1]; data that are not are refused when building.
+    """
     if not isinstance(x, jax.core.Tracer) and not (jnp.abs(x) <= 1).all():
         raise ValueError(
             "a Bernoulli likelihood needs data in [0, 1], here as images in [-1, 1], but these lie "
