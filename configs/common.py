@@ -59,9 +59,11 @@ def base() -> ConfigDict:
             "warmup": 0,
             "decay_steps": config.train.get_ref("steps"),
             "decay_start": 0,  # step until which the rate is constant
+            "learning_rate_end": 0.0,  # from decay_steps on
             "clip": 1.0,
             "b1": 0.9,
             "b2": 0.999,
+            "b2_end": 0.0,  # where b2 goes along the rate's schedule; 0: it stays
             "eps": 1e-8,
             "momentum": 0.0,
             "weight_decay": 0.0,
@@ -206,6 +208,7 @@ def gan() -> ConfigDict:
             "loss": "non_saturating",
             "penalty": "none",  # or "gradient_penalty", "dragan", "r1", "r1_r2"
             "penalty_weight": 10.0,  # lambda of the first two, gamma of (gamma / 2) R1
+            "penalty_weight_end": 0.0,  # read where decay_steps is not 0
             "penalty_every": 1,  # steps; above 1 the penalty is lazy
             "critics": 1,  # updates of the discriminator for one of the generator
             "generator_batch": 1,  # generated images of the generator's update, in batches
@@ -214,8 +217,10 @@ def gan() -> ConfigDict:
             "class_weight_generator": 0.1,
             "augment": (),  # of "color", "translation", "cutout", for the discriminator alone
             "augment_probability": 1.0,
+            "augment_probability_end": 1.0,  # read where decay_steps is not 0
             "augment_target": 0.0,  # E sign(D(real)) to hold the probability at; 0: it stays
             "augment_images": 500_000.0,  # in which it can go from 0 to 1
+            "decay_steps": 0,  # over which both go along a cosine to their ends; 0: they stay
             "frozen": 0,  # layers of the discriminator, from the image, that do not learn
         }
     )

@@ -9,6 +9,7 @@ import numpy as np
 
 from aigc_jax import build
 from aigc_jax.data.datasets import DataSpec
+from aigc_jax.gan import augment, losses
 from aigc_jax.gan import family as families
 from aigc_jax.training import loop
 from aigc_jax.training.step import init_state
@@ -20,8 +21,9 @@ SETTINGS = {
     "batch_size": B,
     "truncation": 0.0,
     "loss": "non_saturating",
-    "penalty": families.Penalty("none", 1.0, 1),
-    "augment": families.Augmentation((), 1.0, 0.0, 1e3),
+    "penalty": losses.Penalty("none", 1.0, 1),
+    "augment": augment.Augmentation((), 1.0, 0.0, 1e3),
+    "decay_steps": 0,
     "critics": 1,
     "generator_batch": 1,
     "prior": "normal",

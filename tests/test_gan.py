@@ -23,8 +23,8 @@ from gan_toys import (
 )
 
 from aigc_jax import build
+from aigc_jax.gan import augment, losses
 from aigc_jax.gan import family as families
-from aigc_jax.gan import losses
 from aigc_jax.training import loop, sharding
 from aigc_jax.training.checkpoint import Checkpoints
 from aigc_jax.training.step import active_phases, train_step, update
@@ -64,12 +64,12 @@ def test_the_losses_are_those_of_the_logits():
 def test_a_penalty_is_paid_with_its_published_weight_at_once_or_lazily(name, weight, expected):
     batch, norm = images(), np.linalg.norm([0.5, -1.0, 2.0, 0.25])
     plain, _ = run(linear(), 0, batch)
-    made = linear(penalty=families.Penalty(name, weight, 1))
+    made = linear(penalty=losses.Penalty(name, weight, 1))
     found, (metrics, _) = run(made, 0, batch)
     np.testing.assert_allclose(metrics["penalty"], expected(norm), rtol=1e-5)
     np.testing.assert_allclose(found - plain, expected(norm), rtol=1e-4)
 
-    lazy = linear(penalty=families.Penalty(name, weight, 16))
+    lazy = linear(penalty=losses.Penalty(name, weight, 16))
     assert [(p.player, p.every) for p in lazy.phases] == [
         ("discriminator", 1),
         ("discriminator", 16),
@@ -96,8 +96,8 @@ def test_both_players_pay_for_classes_by_their_own_weights():
 
 def test_a_penalty_is_with_respect_to_images_before_their_augmentation():
     """All of an image cut to a quarter or less leaves a quarter of the slope's squares or less."""
-    cut = families.Augmentation(("cutout",), 1.0, 0.0, 1e3)
-    penalty = families.Penalty("r1", 2.0, 1)
+    cut = augment.Augmentation(("cutout",), 1.0, 0.0, 1e3)
+    penalty = losses.Penalty("r1", 2.0, 1)
     whole = run(linear(penalty=penalty), 0, images())[1][0]["penalty"]
     found = run(linear(penalty=penalty, augment=cut), 0, images())[1][0]["penalty"]
     assert 0 < found < whole
@@ -127,8 +127,29 @@ def test_the_generators_batch_can_be_larger():
     assert seen == [3 * B]
 
 
+def test_penalty_and_augmentation_go_along_a_cosine_with_the_generators_updates():
+    penalty = losses.Penalty("r1", 8.0, 1, weight_end=2.0)
+    policy = augment.Augmentation(("translation",), 0.0, 0.0, 1e3, probability_end=0.5)
+    made = linear(penalty=penalty, augment=policy, decay_steps=4)
+    params, extra = made.init(jax.random.key(0))
+    critic, move = (jax.jit(phase.loss) for phase in made.phases)
+    slopes = []
+    for step in range(6):
+        left = (1 + np.cos(np.pi * min(step / 4, 1))) / 2
+        assert int(extra["step"]) == step
+        _, (metrics, extra) = critic(params, extra, images(), jax.random.key(0))
+        expected = 0.5 * (1 - left)
+        np.testing.assert_allclose(metrics["augment_probability"], expected, atol=1e-6)
+        slopes.append(metrics["penalty"] / (1 + left * 3))  # of a weight of 2
+        _, (_, extra) = move(params, extra, images(), jax.random.key(0))
+    # No image is moved at first, so the slope is of all its pixels; later it is at most that.
+    np.testing.assert_allclose(slopes[0], np.square([0.5, -1.0, 2.0, 0.25]).sum(), rtol=1e-5)
+    np.testing.assert_allclose(slopes[4], slopes[5], rtol=1e-5)
+    assert max(slopes[1:]) <= slopes[0] * (1 + 1e-5)
+
+
 def test_adaptive_augmentation_moves_with_how_sure_the_discriminator_is():
-    adaptive = families.Augmentation(("translation",), 0.5, 0.6, images=60.0)
+    adaptive = augment.Augmentation(("translation",), 0.5, 0.6, images=60.0)
     for sign, expected in ((1.0, 0.6), (-1.0, 0.4)):
         made = linear(augment=adaptive)
         params, extra = made.init(jax.random.key(0))

@@ -122,6 +122,12 @@ def test_a_test_image_is_judged_alone():
         ({"gan__prior": "cauchy"}, r"gan\.prior is normal or uniform, not 'cauchy'"),
         ({"gan__augment": ("blur",)}, "made of color, translation, cutout, not 'blur'"),
         ({"gan__augment_probability": 1.5}, r"lies in \[0, 1\], not 1\.5"),
+        ({"gan__augment_probability_end": -1.0}, r"_end lies in \[0, 1\], not -1\.0"),
+        ({"gan__decay_steps": -1}, r"gan\.decay_steps is at least 0, not -1"),
+        (
+            {"gan__augment": ("color",), "gan__augment_target": 0.6, "gan__decay_steps": 9},
+            r"decay_steps must be 0",
+        ),
         ({"sampling__truncation": 1.0, "gan__prior": "uniform"}, "of gan.prior='normal' only"),
         ({"gan__loss": "relativistic", "gan__generator_batch": 2}, "pairs images"),
         ({"network__generator__name": "unet"}, r"generator\.name is one of mlp, .*not 'unet'"),

@@ -52,6 +52,34 @@ def test_the_rate_stays_at_its_peak_until_decay_start(warmup):
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_rate_may_end_above_zero(schedule):
+    found = rates([0, 20, 40, 100], schedule=schedule, decay_steps=40, end=0.5)
+    np.testing.assert_allclose(found, [2, 1.25, 0.5, 0.5], rtol=1e-6)
+
+
+def test_adam_with_a_moving_second_beta_is_pytorchs():
+    torch = pytest.importorskip("torch")
+    setting = {"learning_rate": 0.1, "learning_rate_end": 0.05, "b1": 0.0, "b2": 0.9}
+    setting |= {"b2_end": 0.99, "schedule": "cosine", "decay_steps": 6}
+    tx = per_player(setting, ("a",))["a"]
+    params, theirs = {"w": jnp.ones(3)}, torch.ones(3, requires_grad=True)
+    state, adam = tx.init(params), torch.optim.Adam([theirs], lr=0.1)
+    for step, grad in enumerate(np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)):
+        updates, state = tx.update({"w": jnp.asarray(grad)}, state, params)
+        params = optax.apply_updates(params, updates)
+        left = (1 + np.cos(np.pi * min(step / 6, 1))) / 2
+        own = {"lr": 0.05 + 0.05 * left, "betas": (0.0, 0.99 - 0.09 * left)}
+        adam.param_groups[0].update(own)
+        theirs.grad = torch.from_numpy(grad)
+        adam.step()
+        np.testing.assert_allclose(params["w"], theirs.detach(), rtol=2e-5)
+    with pytest.raises(ValueError, match=r"b2_end needs optimizer\.name='adam', not 'adamw'"):
+        per_player(setting | {"name": "adamw"}, ("a",))
+    with pytest.raises(ValueError, match=r"b2_end needs optimizer\.schedule linear or cosine"):
+        per_player(setting | {"schedule": "constant"}, ("a",))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_a_decay_that_ends_before_it_starts_is_an_error(schedule):
     with pytest.raises(ValueError, match=r"\(10\) must exceed optimizer.decay_start \(12\)"):
         learning_rate(1.0, schedule=schedule, decay_start=12, decay_steps=10)

@@ -5,8 +5,35 @@ the adaptive probability of Karras et al. 2020 (arXiv:2006.06676). Images are [B
 [-1, 1]; what comes out is not clipped, so it can leave that range, as in the published code.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+
+
+class Augmentation(NamedTuple):
+    """What both players' images go through before the discriminator sees them.
+
+    Attributes:
+      policy: as of `differentiable`.
+      probability: of each part; where `target` is not 0, that of the start.
+      target: E sign(D(real)) at which the probability is held (adaptive augmentation); 0: it stays.
+      images: in which it can go from 0 to 1.
+      probability_end: where a probability that moves with the steps goes.
+    """
+
+    policy: tuple[str, ...]
+    probability: float
+    target: float
+    images: float
+    probability_end: float = 0.0
+
+    def check(self) -> None:
+        """Raises ValueError for an augmentation that cannot be."""
+        check(self.policy)
+        for name in ("probability", "probability_end"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"gan.augment_{name} lies in [0, 1], not {getattr(self, name)}")
 
 
 def differentiable(

@@ -1,7 +1,7 @@
 """Generative adversarial networks as a family: two players (Goodfellow et al. 2014)."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,47 +15,8 @@ from aigc_jax.networks import dcgan, gan_mlp, gan_resnet, r3gan
 from aigc_jax.networks.gan_layers import MOMENTUM
 
 NETWORKS = {"mlp": gan_mlp, "dcgan": dcgan, "resnet": gan_resnet, "r3gan": r3gan}
-# name -> the penalties that are added up, and what the weight is multiplied by.
-PENALTIES = {
-    "none": ((), 0.0),
-    "gradient_penalty": (("gradient_penalty",), 1.0),
-    "dragan": (("dragan",), 1.0),
-    "r1": (("r1",), 0.5),  # gamma / 2, Mescheder et al. 2018
-    "r1_r2": (("r1", "r2"), 0.5),
-}
 STANDING = 512  # latents of which the generator's batch statistics are taken, for its average
 LOWER = ("down", "norm", "hidden")  # layers of a discriminator, numbered from the image
-
-
-class Penalty(NamedTuple):
-    """What keeps a discriminator smooth.
-
-    Attributes:
-      name: of `PENALTIES`.
-      weight: lambda of gradient_penalty and dragan, gamma of (gamma / 2) R1.
-      every: steps from one to the next, the weight being multiplied by as many (lazy
-        regularisation, Karras et al. 2020, arXiv:1912.04958, appendix B).
-    """
-
-    name: str
-    weight: float
-    every: int
-
-
-class Augmentation(NamedTuple):
-    """What both players' images go through before the discriminator sees them.
-
-    Attributes:
-      policy: as of `augment.differentiable`.
-      probability: of each part; where `target` is not 0, that of the start.
-      target: E sign(D(real)) at which the probability is held (adaptive augmentation); 0: it stays.
-      images: in which it can go from 0 to 1.
-    """
-
-    policy: tuple[str, ...]
-    probability: float
-    target: float
-    images: float
 
 
 def build(config: Mapping[str, Any], spec: Any) -> Family:
@@ -84,11 +45,15 @@ def build(config: Mapping[str, Any], spec: Any) -> Family:
             **arguments,
         )
     parts = {
-        "penalty": Penalty(
-            settings.pop("penalty"), settings.pop("penalty_weight"), settings.pop("penalty_every")
+        "penalty": losses.Penalty(
+            *(settings.pop(f"penalty{key}") for key in ("", "_weight", "_every", "_weight_end"))
         ),
-        "augment": Augmentation(
-            *(settings.pop(f"augment{key}") for key in ("", "_probability", "_target", "_images"))
+        "augment": augmentation.Augmentation(
+            settings.pop("augment"),
+            *(
+                settings.pop(f"augment_{key}")
+                for key in ("probability", "target", "images", "probability_end")
+            ),
         ),
     }
     return gan(
@@ -108,8 +73,9 @@ def gan(
     batch_size: int,
     truncation: float,
     loss: str,
-    penalty: Penalty,
-    augment: Augmentation,
+    penalty: losses.Penalty,
+    augment: augmentation.Augmentation,
+    decay_steps: int,
     critics: int,
     generator_batch: int,
     prior: str,
@@ -127,6 +93,8 @@ def gan(
       truncation: samples draw z from the prior within +-truncation (Brock et al. 2019,
         arXiv:1809.11096, section 3.1); 0: from all of it.
       loss: of `losses.LOSSES`.
+      decay_steps: over which the penalty's weight and the probability of augmentation go along a
+        cosine to their ends, as in R3GAN (Huang et al. 2024, arXiv:2501.05441); 0: they stay.
       critics: updates of the discriminator for one of the generator, each on fresh real images.
       generator_batch: generated images of the generator's update, in batches.
       prior: of z: "normal", or "uniform" in [-1, 1].
@@ -136,15 +104,12 @@ def gan(
         (Mo et al. 2020, arXiv:2002.10964).
     """
     game = losses.build(loss)
-    if penalty.name not in PENALTIES:
-        raise ValueError(f"gan.penalty is one of {', '.join(PENALTIES)}, not {penalty.name!r}")
+    penalty.check()
     if penalty.name != "none" and getattr(discriminator, "norm", "") == "batch":
         raise ValueError(
             f"gan.penalty={penalty.name!r} is of each image's own gradient, which batch norm mixes "
             "with the others': set network.discriminator.norm to 'none' or 'spectral'"
         )
-    if penalty.name != "none" and (penalty.weight <= 0 or penalty.every < 1):
-        raise ValueError("gan.penalty_weight must be above 0 and gan.penalty_every at least 1")
     if critics < 1 or generator_batch < 1:
         raise ValueError("gan.critics and gan.generator_batch are at least 1")
     if generator_batch > 1 and loss == "relativistic":
@@ -153,12 +118,14 @@ def gan(
         raise ValueError(f"gan.prior is normal or uniform, not {prior!r}")
     if truncation < 0 or (truncation and prior != "normal"):
         raise ValueError("sampling.truncation is at least 0, and of gan.prior='normal' only")
-    if not 0 <= augment.probability <= 1:
-        raise ValueError(f"gan.augment_probability lies in [0, 1], not {augment.probability}")
-    augmentation.check(augment.policy)
+    augment.check()
     num_classes, latent = generator.num_classes, generator.latent
     adaptive = bool(augment.policy and augment.target)
-    names, share = PENALTIES[penalty.name]
+    if decay_steps < 0:
+        raise ValueError(f"gan.decay_steps is at least 0, not {decay_steps}")
+    if adaptive and decay_steps:
+        raise ValueError("gan.augment_target sets the probability: gan.decay_steps must be 0")
+    names, share = losses.COMPOSED[penalty.name]
 
     def init(key: jax.Array) -> tuple[dict, dict]:
         label = jnp.zeros((1,), jnp.int32) if num_classes else None
@@ -174,6 +141,8 @@ def gan(
                 extra[player] = dict(variables["batch_stats"])
         if adaptive:
             extra["augment_probability"] = jnp.float32(augment.probability)
+        if decay_steps:
+            extra["step"] = jnp.int32(0)
         lower_layers(params["discriminator"], frozen)  # or says that there are none such
         return params, extra
 
@@ -196,9 +165,20 @@ def gan(
     def label_of(batch: Any) -> Any:
         return batch["label"] if num_classes else None
 
+    def now(extra: Any, start: float, end: float) -> float | jax.Array:
+        """A setting that goes from `start` to `end`, where it is in a run."""
+        if not decay_steps:
+            return start
+        left = (1 + jnp.cos(jnp.pi * jnp.minimum(extra["step"] / decay_steps, 1.0))) / 2
+        return end + (start - end) * left
+
+    def probability(extra: Any) -> float | jax.Array:
+        if adaptive:
+            return extra["augment_probability"]
+        return now(extra, augment.probability, augment.probability_end)
+
     def seen(extra: Any, images: jax.Array, key: jax.Array) -> jax.Array:
-        p = extra.get("augment_probability", augment.probability)
-        return augmentation.differentiable(key, images, augment.policy, p)
+        return augmentation.differentiable(key, images, augment.policy, probability(extra))
 
     def with_stats(extra: Any, player: str, stats: Any) -> dict:
         return {**extra, player: stats} if player in extra else dict(extra)
@@ -219,7 +199,7 @@ def gan(
             losses.PENALTIES[name](logit, real, fake, k)
             for name, k in zip(names, keys, strict=True)
         ]
-        return share * penalty.weight * sum(found)
+        return share * now(extra, penalty.weight, penalty.weight_end) * sum(found)
 
     def critic(params: Any, extra: Any, batch: Any, key: jax.Array) -> tuple:
         z_key, real_key, fake_key, penalty_key = jax.random.split(key, 4)
@@ -244,6 +224,8 @@ def gan(
             paid = penalised(params, extra, real, fake, label, penalty_key)
             value, metrics["penalty"] = value + paid, jnp.mean(paid)
         extra = with_stats(extra, "discriminator", stats)
+        if augment.policy:
+            metrics["augment_probability"] = jnp.float32(probability(extra))
         if adaptive:
             extra["augment_probability"] = metrics["augment_probability"] = augmentation.adapted(
                 extra["augment_probability"],
@@ -277,7 +259,10 @@ def gan(
         if classes is not None:
             wrong = losses.class_loss(classes, label)
             value, metrics["class_loss"] = value + class_weight_generator * wrong, jnp.mean(wrong)
-        return jnp.mean(value), (metrics, with_stats(extra, "generator", stats))
+        extra = with_stats(extra, "generator", stats)
+        if decay_steps:
+            extra["step"] += 1
+        return jnp.mean(value), (metrics, extra)
 
     def stored(module: Any, params: Any, extra: Any, player: str, *args: Any) -> Any:
         """Outputs with the statistics that were kept: an example does not depend on its batch."""

@@ -153,6 +153,41 @@ PENALTIES = {
     "r2": lambda logit, real, fake, key: r2(logit, fake),
     "dragan": lambda logit, real, fake, key: dragan(logit, real, key),
 }
+# name -> the penalties that are added up, and what the weight is multiplied by.
+COMPOSED = {
+    "none": ((), 0.0),
+    "gradient_penalty": (("gradient_penalty",), 1.0),
+    "dragan": (("dragan",), 1.0),
+    "r1": (("r1",), 0.5),  # gamma / 2, Mescheder et al. 2018
+    "r1_r2": (("r1", "r2"), 0.5),
+}
+
+
+class Penalty(NamedTuple):
+    """What keeps a discriminator smooth.
+
+    Attributes:
+      name: of `COMPOSED`.
+      weight: lambda of gradient_penalty and dragan, gamma of (gamma / 2) R1.
+      every: steps from one to the next, the weight being multiplied by as many (lazy
+        regularisation, Karras et al. 2020, arXiv:1912.04958, appendix B).
+      weight_end: where a weight that moves goes.
+    """
+
+    name: str
+    weight: float
+    every: int
+    weight_end: float = 0.0
+
+    def check(self) -> None:
+        """Raises ValueError for a penalty that cannot be."""
+        if self.name not in COMPOSED:
+            raise ValueError(f"gan.penalty is one of {', '.join(COMPOSED)}, not {self.name!r}")
+        if self.name != "none" and (self.weight <= 0 or self.every < 1 or self.weight_end < 0):
+            raise ValueError(
+                "gan.penalty_weight must be above 0, gan.penalty_weight_end at least 0 and "
+                "gan.penalty_every at least 1"
+            )
 
 
 def class_loss(class_logits: jax.Array, label: jax.Array) -> jax.Array:

@@ -18,15 +18,17 @@ def learning_rate(
     warmup: int = 0,
     decay_steps: int = 0,
     decay_start: int = 0,
+    end: float = 0.0,
 ) -> optax.Schedule:
-    """Step -> learning rate: a linear warm-up to `peak`, then constant, or linear or cosine to 0.
+    """Step -> learning rate: a linear warm-up to `peak`, then constant, linear or cosine to `end`.
 
     Args:
       peak: the learning rate as used; no scaling by batch or devices happens anywhere.
       schedule: "constant", "linear" or "cosine".
       warmup: steps of the warm-up; step i of it has rate peak * i / warmup (Ho et al. 2020).
-      decay_steps: step at which the rate reaches 0 (not used by "constant").
+      decay_steps: step at which the rate reaches `end` (not used by "constant").
       decay_start: step until which it stays at `peak` (not used by "constant").
+      end: the rate from `decay_steps` on (not used by "constant").
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"optimizer.schedule is one of {', '.join(SCHEDULES)}, not {schedule!r}")
@@ -39,8 +41,10 @@ def learning_rate(
         )
     after = {
         "constant": lambda: optax.constant_schedule(peak),
-        "linear": lambda: optax.linear_schedule(peak, 0.0, decay_steps - begin),
-        "cosine": lambda: optax.cosine_decay_schedule(peak, decay_steps - begin),
+        "linear": lambda: optax.linear_schedule(peak, end, decay_steps - begin),
+        "cosine": lambda: optax.cosine_decay_schedule(
+            peak, decay_steps - begin, end / (peak or 1.0)
+        ),
     }[schedule]()
     if begin > warmup:
         constant = optax.constant_schedule(peak)
@@ -55,7 +59,7 @@ def optimizer(
     name: str = "adam",
     learning_rate: float | optax.Schedule,
     b1: float = 0.9,
-    b2: float = 0.999,
+    b2: float | optax.Schedule = 0.999,
     eps: float = 1e-8,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
@@ -68,14 +72,18 @@ def optimizer(
       clip: bound on the global gradient norm, applied first; 0 switches it off.
       skip_above: a step whose global gradient norm is above this moves nothing, as in VDVAE (Child
         2020, arXiv:2011.10650); 0 switches it off.
-      momentum: of SGD; b1, b2, eps: of Adam and AdamW; weight_decay: of AdamW.
+      momentum: of SGD; b1, b2, eps: of Adam and AdamW, b2 a number or, of Adam, a schedule too;
+        weight_decay: of AdamW.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer.name is one of {', '.join(OPTIMIZERS)}, not {name!r}")
     if weight_decay and name != "adamw":
         raise ValueError(f"optimizer.weight_decay needs optimizer.name='adamw', not {name!r}")
+    if callable(b2) and name != "adam":
+        raise ValueError(f"optimizer.b2_end needs optimizer.name='adam', not {name!r}")
+    adam = optax.inject_hyperparams(optax.adam) if callable(b2) else optax.adam
     rule = {
-        "adam": lambda: optax.adam(learning_rate, b1=b1, b2=b2, eps=eps),
+        "adam": lambda: adam(learning_rate, b1=b1, b2=b2, eps=eps),
         "adamw": lambda: optax.adamw(
             learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay
         ),
@@ -89,7 +97,7 @@ def skipping(rule: optax.GradientTransformation, limit: float) -> optax.Gradient
     """`rule`, but nothing moves, nor does its state, where the gradient norm is above `limit`."""
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        taken = optax.global_norm(grads) <= limit
+        taken = optax.tree.norm(grads) <= limit
         updates, new = rule.update(grads, state, params)
         updates = jax.tree.map(lambda u: jnp.where(taken, u, 0.0), updates)
         return updates, jax.tree.map(lambda n, o: jnp.where(taken, n, o), new, state)
@@ -102,7 +110,8 @@ def per_player(
 ) -> dict[str, optax.GradientTransformation]:
     """{player: optimizer} from one setting for all players, or from {player: setting}.
 
-    A setting holds the arguments of `optimizer` and, flat beside them, of `learning_rate`.
+    A setting holds the arguments of `optimizer` and, flat beside them, of `learning_rate`, whose
+    `end` is "learning_rate_end"; "b2_end", where not 0, moves b2 there over the same steps.
     """
     players = tuple(players)
     own = set(players) & set(settings)
@@ -113,7 +122,13 @@ def per_player(
         setting = dict(setting)
         keys = ("schedule", "warmup", "decay_steps", "decay_start")
         schedule = {k: setting.pop(k) for k in keys if k in setting}
-        rate = learning_rate(setting.pop("learning_rate"), **schedule)
+        ends = {k: setting.pop(f"{k}_end", 0.0) for k in ("learning_rate", "b2")}
+        rate = learning_rate(setting.pop("learning_rate"), end=ends["learning_rate"], **schedule)
+        if ends["b2"]:
+            if schedule.get("schedule", "constant") == "constant":
+                raise ValueError("optimizer.b2_end needs optimizer.schedule linear or cosine")
+            moving = schedule | {"warmup": 0, "end": ends["b2"]}
+            setting["b2"] = learning_rate(setting["b2"], **moving)
         return optimizer(learning_rate=rate, **setting)
 
     return {player: build(settings[player] if own else settings) for player in players}
