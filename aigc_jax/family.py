@@ -73,6 +73,8 @@ class Family(NamedTuple):
         of averaged parameters; None where what training keeps will do.
       pictures: (params, extra, keys [n], cond) -> {caption: images [rows, columns, H, W, C]}, what
         people look at to see how codes and images go together; None where there is no such thing.
+      carried: what of `extra` belongs to the weights, and goes with them to a run that starts from
+        this one: batch statistics, a codebook.
       translate: (params, extra, images [n, H, W, C], direction "a2b" or "b2a") -> images of the
         other domain, in [-1, 1]; None for a family of one domain.
     """
@@ -93,4 +95,5 @@ class Family(NamedTuple):
     prior: Callable | None = None
     settle: Callable | None = None
     pictures: Callable | None = None
+    carried: tuple[str, ...] = ()
     translate: Callable | None = None

@@ -47,11 +47,13 @@ def load(
     workdir = pathlib.Path(workdir)
     if config is not None and config["init_from"] and not (workdir / "config.json").exists():
         spec = _spec_without_run(config)
-        weights.check_process(config["init_from"], config)
+        if config["family"] == "diffusion":
+            weights.check_process(config["init_from"], config)
         family = build.build(config, spec)
-        params = weights.load(config["init_from"], config, family)
-        params = jax.device_put(params, sharding.replicated(sharding.make_mesh()))
-        return Model(config, spec, family, params, {}, 0)
+        given = weights.load(config["init_from"], config, family)
+        extra = jax.jit(lambda key: family.init(key)[1])(jax.random.key(0))
+        params, carried = jax.device_put(given, sharding.replicated(sharding.make_mesh()))
+        return Model(config, spec, family, params, {**extra, **carried}, 0)
     if config is None:
         config = rundir.read(workdir, "config.json")
     else:

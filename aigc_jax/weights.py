@@ -55,18 +55,26 @@ def restore(
     return restored
 
 
-def load(folder: str | pathlib.Path, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """{player: parameters} of another run (its EMA where it has one) or a diffusers folder.
+def load(
+    folder: str | pathlib.Path, config: Mapping[str, Any], family: Family
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What another run, or a diffusers folder, has learned.
+
+    Returns:
+      ({player: parameters}, of a run their EMA where it has one; what of `extra` goes with them).
 
     Raises:
       FileNotFoundError: neither lies there.
       ValueError: they do not fit the family's networks; the differences are named.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder, carried = pathlib.Path(folder).expanduser(), {}
+    ours_params, ours_extra = jax.eval_shape(family.init, jax.random.key(0))
     if is_run(folder):
         theirs = rundir.read(folder, "config.json")
         state, _ = restore(folder, theirs, build.build(theirs, read_spec(folder)))
         params = {**state.params, **state.ema}
+        both = ours_extra.keys() & state.extra.keys()
+        carried = {name: state.extra[name] for name in family.carried if name in both}
     else:
         found = diffusers.read(folder)
         ours = _effective(config["network"], found.image_size)
@@ -78,8 +86,9 @@ def load(folder: str | pathlib.Path, config: Mapping[str, Any], family: Family) 
         if differing:
             raise ValueError(f"{folder} holds another network: " + "; ".join(differing))
         params = {"net": found.params}
-    _check_fit(folder, params, jax.eval_shape(family.init, jax.random.key(0))[0])
-    return params
+    _check_fit(folder, params, ours_params)
+    _check_fit(folder, carried, ours_extra)
+    return params, carried
 
 
 def check_process(folder: str | pathlib.Path, config: Mapping[str, Any]) -> None:
@@ -139,7 +148,7 @@ def export(
 
 
 def _check_fit(folder: pathlib.Path, found: Mapping[str, Any], expected: Any) -> None:
-    """Raises ValueError where {player: parameters} lack, exceed or mis-shape those expected."""
+    """Raises ValueError where {player: arrays} lack, exceed or mis-shape those expected."""
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]

@@ -103,8 +103,10 @@ def test_initial_weights_start_a_run_and_only_start_it(tmp_path, whole_runs):
     given = jax.tree.map(np.array, whole_runs["one"][1].params)
     kept = jax.tree.map(np.copy, given)
     rest = {"optimizer": toys.optimizer("sgd", learning_rate=0.0)} | BARE
-    state = toys.train(tmp_path, changes=rest | {"train.steps": 2}, initial=lambda: given)
+    initial = (given, {"mean": np.full(toys.PIXELS, 10.0)})  # a running mean of images in [-1, 1]
+    state = toys.train(tmp_path, changes=rest | {"train.steps": 2}, initial=lambda: initial)
     assert toys.same(state.params, given)
+    np.testing.assert_allclose(state.extra["mean"], 0.9**2 * 10, atol=0.2)
     assert toys.same(state.ema, given)
     assert toys.same(given, kept)  # donation took none of the caller's buffers
 
@@ -118,7 +120,7 @@ def test_initial_weights_start_a_run_and_only_start_it(tmp_path, whole_runs):
 def test_initial_weights_on_devices_may_be_used_again(tmp_path, whole_runs):
     given = whole_runs["one"][1].params
     before = toys.arrays(given)
-    state = toys.train(tmp_path, changes=BARE | {"train.steps": 2}, initial=lambda: given)
+    state = toys.train(tmp_path, changes=BARE | {"train.steps": 2}, initial=lambda: (given, {}))
     assert toys.same(given, before)
     assert not toys.same(state.params, given)
 

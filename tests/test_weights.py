@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toys
 
 from aigc_jax import build, experiment, weights
 from aigc_jax.data.datasets import DataSpec
@@ -16,7 +17,7 @@ from aigc_jax.sampling import draw
 from aigc_jax.training import rundir, sharding
 from aigc_jax.training.checkpoint import Checkpoints
 from aigc_jax.training.loop import recipe
-from configs import ddpm_digits
+from configs import ddpm_digits, gan_mnist, vqvae_cifar
 
 SPEC = DataSpec((8, 8, 1), 10, {"train": 1501, "test": 296})
 FLAT = {
@@ -174,7 +175,22 @@ def test_training_starts_from_weights_from_elsewhere(source, request, tmp_path, 
         experiment.datasets, "load", lambda **_: experiment.datasets.Dataset(SPEC, {})
     )
     experiment.train(smoke(init_from=str(folder)), tmp_path / "new")
-    jax.tree.map(np.testing.assert_array_equal, dict(given[0]()), dict(expected))
+    jax.tree.map(np.testing.assert_array_equal, given[0](), (dict(expected), {}))
+
+
+@pytest.mark.parametrize(
+    ("experiments", "names"),
+    [(gan_mnist, {"generator"}), (vqvae_cifar, {"codebook", "counts", "sums"})],
+)
+def test_statistics_and_codebooks_go_with_the_weights(experiments, names, tmp_path):
+    config = experiments.get_config("smoke")
+    folder, _ = random_run(tmp_path / "run", config)
+    expected = experiment.load(folder).extra
+    config.init_from = str(folder)
+    _, carried = weights.load(folder, config, build.build(config, SPEC))
+    assert carried.keys() == names
+    assert toys.same(carried, {name: expected[name] for name in names})
+    assert toys.same(experiment.load(tmp_path / "none", config).extra, expected)
 
 
 def test_other_networks_are_named_by_their_differences(run, exported, tmp_path):

@@ -349,6 +349,7 @@ def gan(
         num_classes=num_classes,
         trajectory=trajectory,
         settle=settle,
+        carried=("generator", "discriminator"),
         pictures=pictures if generator.image_shape[:2] != (1, 1) else None,
     )
 

@@ -49,7 +49,7 @@ def train(
     workdir: str | pathlib.Path,
     family: Family,
     dataset: Dataset,
-    initial: Callable[[], Mapping[str, Any]] | None = None,
+    initial: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]] | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """Trains until `train.steps`, resuming by itself what lies in `workdir`.
@@ -60,8 +60,9 @@ def train(
         tensorboard/, samples/, restored/, evaluations/, checkpoints/ and best/.
       family: the built family.
       dataset: the open data set.
-      initial: () -> {player: parameters} to start from instead of random ones, called by a new run
-        only: one that resumes does not need what it once started from.
+      initial: () -> ({player: parameters} to start from instead of random ones, {name: what of
+        `extra` goes with them}), called by a new run only: one that resumes does not need what it
+        once started from.
       origin: what origin.json shall say of the command, beside where and when it ran.
 
     Returns:
@@ -109,7 +110,7 @@ def train(
             process_count=jax.process_count(),
         )
         stack.callback(batches.close)
-        given = initial() if initial and not restored else {}
+        given = initial() if initial and not restored else ({}, {})
         if jax.process_index() == 0:  # nothing can be wrong with the config any more
             rundir.write(workdir, "config.json", rundir.as_dict(config))
             rundir.write(workdir, "spec.json", dataset.spec._asdict())
@@ -119,7 +120,7 @@ def train(
             state = restored[0]
             checkpoints.set_aside_after(start)
         else:
-            state = _from_weights(sharding.new_state(plan, target, config["seed"]), given)
+            state = _from_weights(sharding.new_state(plan, target, config["seed"]), *given)
 
         writer = Writer(workdir, start, steps, batch_size)
         stack.callback(writer.close)
@@ -167,17 +168,22 @@ def train(
     return state
 
 
-def _from_weights(state: TrainState, initial: Mapping[str, Any]) -> TrainState:
-    """The state with given parameters, and their EMA the same."""
-    params, ema = dict(state.params), dict(state.ema)
-    for player, tree in initial.items():
-        own = state.params[player]
-        params[player] = jax.tree.map(
-            lambda x, w: jax.device_put(np.asarray(w, x.dtype), x.sharding), own, tree
-        )
-        if player in ema:
-            ema[player] = jax.tree.map(lambda x: x + 0, params[player])  # buffers of its own
-    return state.replace(params=params, ema=ema)
+def _from_weights(
+    state: TrainState, initial: Mapping[str, Any], carried: Mapping[str, Any]
+) -> TrainState:
+    """The state with given parameters, their EMA the same, and what of `extra` goes with them."""
+
+    def taken(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        def put(x: jax.Array, w: Any) -> jax.Array:
+            return jax.device_put(np.asarray(w, x.dtype), x.sharding)
+
+        new = {name: jax.tree.map(put, own[name], tree) for name, tree in given.items()}
+        return {**own, **new}
+
+    params, ema = taken(state.params, initial), dict(state.ema)
+    for player in ema.keys() & initial.keys():
+        ema[player] = jax.tree.map(lambda x: x + 0, params[player])  # buffers of its own
+    return state.replace(params=params, ema=ema, extra=taken(state.extra, carried))
 
 
 @contextlib.contextmanager

@@ -149,6 +149,7 @@ def vq(
         codes=codes_of,
         decode=decode,
         diagnose=partial(diagnose, size=codes),
+        carried=("codebook", "counts", "sums"),
     )
 
 
