@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.name = "mnist"
     config.network.generator.width = 32
     config.network.discriminator.width = 32
-    config.train.update({"batch_size": 64, "steps": 4690})  # 5 epochs
-    config.log.update({"eval_every": 938, "sample_every": 938})
+    config.train.update({"batch_size": 64, "steps": 18_760})  # 20 epochs
+    config.log.update({"eval_every": 1876, "sample_every": 1876})
     config.evaluation.update({"network": "lenet", "count": 10_000, "examples": 1024})
     return common.finish(config, VARIANTS, variant)
