@@ -3,13 +3,13 @@
 import functools
 import itertools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aigc_jax.networks.autoencoder import MLP, Conv, Doubling, Residual
+from aigc_jax.networks.autoencoder import MLP, Conv, Residual
+from aigc_jax.networks.layers import Doubling
 
 TINY = {"width": 8, "multipliers": (1, 2), "blocks": 1, "groups": 4, "latent": 3}
 KINDS = {
@@ -181,7 +181,7 @@ def test_the_convolutional_network_for_mnist_goes_through_7x7x64():
     }
 
 
-def test_the_convolutions_are_those_of_same_padding():
+def test_the_convolutions_halve_and_double_the_sides():
     net = Conv(image_shape=(8, 4, 2), latent=3, widths=(3, 4), out_channels=2)
     params = random_like(shapes(net))
     layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
@@ -198,7 +198,8 @@ def test_the_convolutions_are_those_of_same_padding():
         mean, logvar = jnp.split(add(x.reshape(2, -1) @ down["out"]["kernel"], down["out"]), 2, 1)
         h = jax.nn.relu(add(mean @ up["in"]["kernel"], up["in"])).reshape(2, 2, 1, 4)
         for layer in (up["conv_1"], up["conv_0"]):
-            h = jax.lax.conv_transpose(h, layer["kernel"], (2, 2), "SAME", **layout)
+            kernel, sides = layer["kernel"][::-1, ::-1], ((1, 2), (1, 2))  # as PyTorch's
+            h = jax.lax.conv_transpose(h, kernel, (2, 2), sides, **layout)
             h = jax.nn.relu(add(h, layer))
         h = jax.lax.conv_general_dilated(h, up["out"]["kernel"], (1, 1), "SAME", **layout)
         return mean, logvar, add(h, up["out"])
@@ -340,13 +341,19 @@ def test_parity_with_diffusers(multipliers, blocks, attention):
         np.testing.assert_allclose(found.transpose(0, 3, 1, 2), tensor.numpy(), atol=1e-4)
 
 
-def test_doubling_is_the_transposed_convolution_of_the_same_parameters():
-    x = jax.random.normal(jax.random.key(0), (2, 5, 7, 3))
-    ours = Doubling(4)
-    variables = ours.init(jax.random.key(1), x)
-    theirs = nn.ConvTranspose(4, (3, 3), (2, 2))
-    bias = {"bias": jnp.arange(4.0)}
-    variables = {"params": {**variables["params"], **bias}}
-    np.testing.assert_allclose(
-        ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-5, atol=1e-5
+def test_the_doubling_is_the_transposed_convolution_of_torch():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    x, kernel, bias = (
+        rng.normal(size=s).astype(np.float32) for s in ((2, 5, 7, 3), (3, 3, 3, 4), 4)
     )
+    out = Doubling(4).apply({"params": {"kernel": kernel, "bias": bias}}, x)
+    expected = torch.nn.functional.conv_transpose2d(
+        torch.from_numpy(x.transpose(0, 3, 1, 2).copy()),
+        torch.from_numpy(kernel.transpose(2, 3, 0, 1).copy()),
+        torch.from_numpy(bias),
+        stride=2,
+        padding=1,
+        output_padding=1,
+    )
+    np.testing.assert_allclose(out, expected.permute(0, 2, 3, 1), atol=1e-5)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aigc_jax.networks.cyclegan import Discriminator, Doubling, Generator, instance_norm
+from aigc_jax.networks.cyclegan import Discriminator, Generator, instance_norm
 
 SMALL = Generator(image_shape=(16, 16, 2), out_channels=3, width=4, blocks=2)
 JUDGE = Discriminator(image_shape=(32, 40, 2), width=3)
@@ -180,24 +180,6 @@ def test_more_layers_see_more_and_are_at_most_eight_times_as_wide():
     assert channels == [2, 4, 8, 16, 16, 16]
     out = jax.eval_shape(net.init_with_output, KEY, images(net))[0][0]
     assert out.shape == (2, 1, 1)
-
-
-def test_the_doubling_is_the_transposed_convolution_of_torch():
-    torch = pytest.importorskip("torch")
-    rng = np.random.default_rng(0)
-    x, kernel, bias = (
-        rng.normal(size=s).astype(np.float32) for s in ((2, 5, 7, 3), (3, 3, 3, 4), 4)
-    )
-    out = Doubling(4).apply({"params": {"kernel": kernel, "bias": bias}}, x)
-    expected = torch.nn.functional.conv_transpose2d(
-        channels_first(x, torch),
-        torch.from_numpy(kernel.transpose(2, 3, 0, 1).copy()),
-        torch.from_numpy(bias),
-        stride=2,
-        padding=1,
-        output_padding=1,
-    )
-    np.testing.assert_allclose(out, expected.permute(0, 2, 3, 1), atol=1e-5)
 
 
 def test_instance_norm_leaves_each_channel_of_each_example_with_no_mean_and_variance_one():

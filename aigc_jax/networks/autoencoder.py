@@ -19,10 +19,9 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from aigc_jax.networks.layers import (
-    INIT,
+    Doubling,
     Downsample,
     GroupNorm,
     ResBlock,
@@ -242,35 +241,6 @@ class _ConvDecoder(nn.Module):
         for i, features in reversed(list(enumerate(self.widths))):
             h = nn.relu(Doubling(features, name=f"conv_{i}")(h))
         return conv(h.astype(jnp.float32), self.out_channels, name="out")
-
-
-class Doubling(nn.Module):
-    """nn.ConvTranspose(features, (3, 3), (2, 2)): [B, H, W, C] to [B, 2H, 2W, features].
-
-    As one 2x2 convolution to the four phases of the larger map, which are then laid side by side:
-    on a CPU the gradient of the transposed convolution itself is some ten times slower.
-    """
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        b, h, w, c = x.shape
-        kernel = self.param("kernel", INIT, (3, 3, c, self.features)).astype(x.dtype)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(x.dtype)
-        # Output 2h + p is x[h - 1] k[0] + x[h] k[2] at p = 0, and x[h] k[1] at p = 1.
-        order = np.array([0, 3, 2, 1])  # number 3 is the zero kernel
-        taps = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))[order][:, order]
-        taps = taps.reshape(2, 2, 2, 2, c, self.features).transpose(0, 2, 4, 1, 3, 5)
-        y = jax.lax.conv_general_dilated(
-            x,
-            taps.reshape(2, 2, c, 4 * self.features),
-            window_strides=(1, 1),
-            padding=((1, 0), (1, 0)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        y = y.reshape(b, h, w, 2, 2, self.features).transpose(0, 1, 3, 2, 4, 5)
-        return y.reshape(b, 2 * h, 2 * w, self.features) + bias.reshape(1, 1, 1, -1)
 
 
 class _ResidualEncoder(nn.Module):

@@ -12,12 +12,9 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from aigc_jax.networks.gan_layers import (
-    LAYOUT,
     SMALL,
-    ZEROS,
     ConditionalBatchNorm,
     check_choice,
     check_images,
@@ -25,6 +22,7 @@ from aigc_jax.networks.gan_layers import (
     gain,
     leaky_relu,
 )
+from aigc_jax.networks.layers import Doubling
 
 
 class Generator(nn.Module):
@@ -73,7 +71,7 @@ class Generator(nn.Module):
             r = layer(_reflect(r, 1), 4 * self.width, name=f"block_{i}_conv2", padding=0)
             h = h + instance_norm(r)
         for i, features in enumerate((2 * self.width, self.width)):
-            h = nn.relu(instance_norm(Doubling(features, name=f"up_{i}")(h)))
+            h = nn.relu(instance_norm(Doubling(features, SMALL, name=f"up_{i}")(h)))
         h = _reflect(h.astype(jnp.float32), 3)
         return jnp.tanh(layer(h, self.out_channels, name="out", size=7, padding=0))
 
@@ -136,39 +134,6 @@ class Discriminator(nn.Module):
                 h = ConditionalBatchNorm(scale_init=gain, name=f"norm_{i}")(h, train=train)
             h = leaky_relu(h)
         return layer(h.astype(jnp.float32), 1, name="out")[..., 0], None
-
-
-class Doubling(nn.Module):
-    """A 3x3 transposed convolution of stride 2: [B, H, W, C] to [B, 2H, 2W, features].
-
-    Equal to torch's ConvTranspose2d(C, features, 3, stride=2, padding=1, output_padding=1): the
-    kernel [3, 3, C, features] is torch's [C, features, 3, 3] transposed, not flipped, so that x[i]
-    adds x[i] kernel[k] to output 2i - 1 + k.
-
-    As one 2x2 convolution to the four phases of the larger map, which are then laid side by side:
-    on a CPU the gradient of the transposed convolution itself is some ten times slower.
-    """
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        b, h, w, c = x.shape
-        kernel = self.param("kernel", SMALL, (3, 3, c, self.features)).astype(x.dtype)
-        bias = self.param("bias", ZEROS, (self.features,)).astype(x.dtype)
-        # Output 2i is x[i] k[1], and 2i + 1 is x[i] k[2] + x[i + 1] k[0].
-        order = np.array([1, 2, 3, 0])  # number 3 is the zero kernel
-        taps = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))[order][:, order]
-        taps = taps.reshape(2, 2, 2, 2, c, self.features).transpose(0, 2, 4, 1, 3, 5)
-        y = jax.lax.conv_general_dilated(
-            x,
-            taps.reshape(2, 2, c, 4 * self.features),
-            window_strides=(1, 1),
-            padding=((0, 1), (0, 1)),
-            dimension_numbers=LAYOUT,
-        )
-        y = y.reshape(b, h, w, 2, 2, self.features).transpose(0, 1, 3, 2, 4, 5)
-        return y.reshape(b, 2 * h, 2 * w, self.features) + bias.reshape(1, 1, 1, -1)
 
 
 def instance_norm(x: jax.Array) -> jax.Array:
