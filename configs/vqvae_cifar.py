@@ -10,7 +10,7 @@ and decoder here are latent diffusion's at f4, larger; codebook decay and commit
 deepmind/sonnet:examples/vqvae_example.ipynb, whose reconstruction loss, divided by the data's
 variance, is a Gaussian's of sigma 0.356. Under that, bits/dim says little. Samples draw each index
 alone, so they are textures: good ones need a prior learned over the indices, which is not here.
-Not trained by us yet, nor was "small" to its end.
+Not trained by us yet; docs/results.md has "small".
 """
 
 from ml_collections import ConfigDict
