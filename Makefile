@@ -1,10 +1,13 @@
 # Two commands on a fresh machine: `make train` and `make test`.
 #   make train CONFIG=configs/ddpm_mnist.py ARGS="--config.train.steps=2000"
+#   make test ARGS="tests/test_gan.py" WORKERS=0
 #   make sample CONFIG=configs/ddpm_digits.py ARGS="--num=100"
-PYTHON ?= python3
-VENV   ?= .venv
-CONFIG ?= configs/ddpm_digits.py
-ARGS   ?=
+PYTHON  ?= python3
+VENV    ?= .venv
+CONFIG  ?= configs/ddpm_digits.py
+ARGS    ?=
+# Processes of the tests, each on files of its own; 0 shows their output as they run.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -20,7 +23,7 @@ sample: setup
 setup: $(VENV)/.runtime
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -1,7 +1,9 @@
 """Eight virtual CPU devices, no silent broadcasting, a compilation cache that outlives a run."""
 
+import atexit
 import os
 import pathlib
+import shutil
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -15,6 +17,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the oracles are packages, never downloads
 # Features that an earlier version left behind would hide what a change does to them.
 os.environ["AIGC_CACHE"] = tempfile.mkdtemp(prefix="aigc-cache-")
+atexit.register(shutil.rmtree, os.environ["AIGC_CACHE"], ignore_errors=True)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
