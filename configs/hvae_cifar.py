@@ -6,7 +6,8 @@
 
 Published: 2.87 bits/dim of the test set, the mean of four runs (2.842 to 2.898), with 39 million
 parameters in under a week on two GPUs (openai/vdvae:README.md, hps.py). That code stops nowhere in
-particular: the million steps here are our choice. Not trained by us yet; docs/results.md has "small".
+particular: the million steps here are our choice. Not trained by us yet;
+docs/results.md has "small".
 """
 
 from ml_collections import ConfigDict
