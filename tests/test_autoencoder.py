@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from aigc_jax.networks.autoencoder import MLP, Conv, Residual
-from aigc_jax.networks.layers import Doubling
 
 TINY = {"width": 8, "multipliers": (1, 2), "blocks": 1, "groups": 4, "latent": 3}
 KINDS = {
@@ -339,21 +338,3 @@ def test_parity_with_diffusers(multipliers, blocks, attention):
     assert np.abs(moments.logvar.numpy()).max() < 20  # diffusers clips it, we do not
     for found, tensor in ((mean, moments.mean), (logvar, moments.logvar), (out, expected)):
         np.testing.assert_allclose(found.transpose(0, 3, 1, 2), tensor.numpy(), atol=1e-4)
-
-
-def test_the_doubling_is_the_transposed_convolution_of_torch():
-    torch = pytest.importorskip("torch")
-    rng = np.random.default_rng(0)
-    x, kernel, bias = (
-        rng.normal(size=s).astype(np.float32) for s in ((2, 5, 7, 3), (3, 3, 3, 4), 4)
-    )
-    out = Doubling(4).apply({"params": {"kernel": kernel, "bias": bias}}, x)
-    expected = torch.nn.functional.conv_transpose2d(
-        torch.from_numpy(x.transpose(0, 3, 1, 2).copy()),
-        torch.from_numpy(kernel.transpose(2, 3, 0, 1).copy()),
-        torch.from_numpy(bias),
-        stride=2,
-        padding=1,
-        output_padding=1,
-    )
-    np.testing.assert_allclose(out, expected.permute(0, 2, 3, 1), atol=1e-5)

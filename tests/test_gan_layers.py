@@ -11,7 +11,6 @@ from aigc_jax.networks.gan_layers import (
     ConditionalBatchNorm,
     MinibatchStd,
     SelfAttention,
-    UpConv,
     check_conditioning,
     doublings,
     downsample,
@@ -228,29 +227,6 @@ def test_the_variance_of_a_far_away_batch_does_not_cancel():
     ours = ConditionalBatchNorm()
     out = ours.apply(ours.init(jax.random.key(0), x), x, train=True)
     np.testing.assert_allclose(np.std(out, axis=0), 1.0, atol=2e-3)
-
-
-def test_up_conv_is_torchs_transposed_convolution():
-    torch = pytest.importorskip("torch")
-    x, target = randn(2, 5, 3, 4), randn(2, 10, 6, 3, seed=1)
-    ours = UpConv(3, NORMAL)
-    kernel = ours.init(jax.random.key(1), x)["params"]["kernel"]
-    assert kernel.shape == (4, 4, 4, 3)
-
-    def loss(kernel):
-        out = ours.apply({"params": {"kernel": kernel}}, x)
-        return (out * target).sum(), out
-
-    gradient, out = jax.jit(jax.grad(loss, has_aux=True))(kernel)
-    weight = torch.tensor(np.array(kernel.transpose(2, 3, 0, 1)), requires_grad=True)
-    expected = torch.nn.functional.conv_transpose2d(
-        torch.from_numpy(channels_first(x)), weight, stride=2, padding=1
-    )
-    np.testing.assert_allclose(channels_first(out), expected.detach(), rtol=1e-4, atol=1e-4)
-    (expected * torch.from_numpy(channels_first(target))).sum().backward()
-    np.testing.assert_allclose(
-        gradient.transpose(2, 3, 0, 1), weight.grad.numpy(), rtol=1e-4, atol=1e-4
-    )
 
 
 @pytest.mark.parametrize(("batch", "group", "features"), [(6, 3, 1), (6, 2, 2), (3, 4, 1)])

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.networks.layers import (
-    Doubling,
+    INIT,
     Downsample,
     GroupNorm,
     ResBlock,
@@ -30,6 +30,7 @@ from aigc_jax.networks.layers import (
     conv,
     dense,
 )
+from aigc_jax.networks.strided import Doubling
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh}
 
@@ -239,7 +240,7 @@ class _ConvDecoder(nn.Module):
         h = dense(z.astype(self.dtype), height * width * self.widths[-1], name="in")
         h = nn.relu(h).reshape(-1, height, width, self.widths[-1])
         for i, features in reversed(list(enumerate(self.widths))):
-            h = nn.relu(Doubling(features, name=f"conv_{i}")(h))
+            h = nn.relu(Doubling(features, INIT, name=f"conv_{i}")(h))
         return conv(h.astype(jnp.float32), self.out_channels, name="out")
 
 

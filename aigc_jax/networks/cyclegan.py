@@ -22,7 +22,7 @@ from aigc_jax.networks.gan_layers import (
     gain,
     leaky_relu,
 )
-from aigc_jax.networks.layers import Doubling
+from aigc_jax.networks.strided import Doubling
 
 
 class Generator(nn.Module):

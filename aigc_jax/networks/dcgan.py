@@ -16,7 +16,6 @@ from aigc_jax.networks.gan_layers import (
     SMALL,
     ConditionalBatchNorm,
     MinibatchStd,
-    UpConv,
     check_choice,
     check_conditioning,
     check_images,
@@ -28,6 +27,7 @@ from aigc_jax.networks.gan_layers import (
     leaky_relu,
     with_label,
 )
+from aigc_jax.networks.strided import UpConv
 
 
 class Generator(nn.Module):

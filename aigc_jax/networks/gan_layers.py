@@ -12,7 +12,8 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from aigc_jax.networks.strided import LAYOUT, halve
 
 # Glorot & Bengio 2010; the second one where a rectifier follows.
 GLOROT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -21,7 +22,6 @@ SMALL = nn.initializers.normal(0.02)  # Radford et al. 2016
 ONES, ZEROS = nn.initializers.ones_init(), nn.initializers.zeros_init()
 MOMENTUM = 0.9  # of a batch norm's stored statistics: what they keep at each update
 CONDITIONINGS = ("none", "projection", "concat", "classifier")
-LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def gain(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
@@ -54,6 +54,8 @@ def conv(
     kernel, bias = _Weights(shape, use_bias, spectral, init, name=name)(train)
     sides = ((padding, padding), (padding, padding))
     kernel = kernel.astype(x.dtype)
+    if (size, stride, padding) == (4, 2, 1):
+        return _add(halve(x, kernel), bias)
     h = jax.lax.conv_general_dilated(x, kernel, (stride, stride), sides, dimension_numbers=LAYOUT)
     return _add(h, bias)
 
@@ -171,39 +173,6 @@ class ConditionalBatchNorm(nn.Module):
             scale, bias = scale[label], bias[label]
         h = (h - per_channel(center)) * per_channel(jax.lax.rsqrt(variance + 1e-5))
         return (h * per_channel(scale) + per_channel(bias)).astype(x.dtype)
-
-
-class UpConv(nn.Module):
-    """A 4x4 transposed convolution of stride 2, no bias: [B, H, W, C] to [B, 2H, 2W, features].
-
-    Equal to torch's conv_transpose2d(stride=2, padding=1). Kernel [4, 4, C, features] is torch's
-    [C, features, 4, 4] transposed, not flipped, so x[i] adds x[i] kernel[k] to output 2i - 1 + k.
-    Every output sees 2x2 of the 4x4, which an initialisation by fan-in would have to know.
-
-    As one 2x2 convolution to the four phases of the larger map, which are then laid side by side:
-    on a CPU the gradient of the transposed convolution itself is some ten times slower.
-    """
-
-    features: int
-    kernel_init: nn.initializers.Initializer
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        b, h, w, c = x.shape
-        kernel = self.param("kernel", self.kernel_init, (4, 4, c, self.features)).astype(x.dtype)
-        # Window i holds x[i - 1], x[i]: output 2i - 1 is k[2], k[0] of them, 2i is k[3], k[1].
-        order = np.array([2, 3, 0, 1])
-        taps = kernel[order][:, order].reshape(2, 2, 2, 2, c, self.features)
-        taps = taps.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, c, 4 * self.features)
-        # Padded in two goes: where a 2x2 convolution's output is larger than its input, the
-        # gradient of its kernel is fifty times slower on a CPU.
-        x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
-        y = jax.lax.conv_general_dilated(
-            x, taps, (1, 1), ((1, 0), (1, 0)), dimension_numbers=LAYOUT
-        )
-        y = y.reshape(b, h + 1, w + 1, 2, 2, self.features).transpose(0, 1, 3, 2, 4, 5)
-        # The first window makes output -1 and the last one output 2H: nobody asked for them.
-        return y.reshape(b, 2 * h + 2, 2 * w + 2, self.features)[:, 1:-1, 1:-1]
 
 
 class MinibatchStd(nn.Module):

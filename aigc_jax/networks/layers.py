@@ -57,40 +57,6 @@ def conv(
     return layer(x)
 
 
-class Doubling(nn.Module):
-    """A 3x3 transposed convolution of stride 2: [B, H, W, C] to [B, 2H, 2W, features].
-
-    Equal to torch's ConvTranspose2d(C, features, 3, stride=2, padding=1, output_padding=1): the
-    kernel [3, 3, C, features] is torch's [C, features, 3, 3] transposed, not flipped, so that x[i]
-    adds x[i] kernel[k] to output 2i - 1 + k.
-
-    As one 2x2 convolution to the four phases of the larger map, which are then laid side by side:
-    on a CPU the gradient of the transposed convolution itself is some ten times slower.
-    """
-
-    features: int
-    kernel_init: nn.initializers.Initializer = INIT
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        b, h, w, c = x.shape
-        kernel = self.param("kernel", self.kernel_init, (3, 3, c, self.features)).astype(x.dtype)
-        bias = self.param("bias", ZERO, (self.features,)).astype(x.dtype)
-        # Output 2i is x[i] k[1], and 2i + 1 is x[i] k[2] + x[i + 1] k[0].
-        order = np.array([1, 2, 3, 0])  # number 3 is the zero kernel
-        taps = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))[order][:, order]
-        taps = taps.reshape(2, 2, 2, 2, c, self.features).transpose(0, 2, 4, 1, 3, 5)
-        y = jax.lax.conv_general_dilated(
-            x,
-            taps.reshape(2, 2, c, 4 * self.features),
-            window_strides=(1, 1),
-            padding=((0, 1), (0, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        y = y.reshape(b, h, w, 2, 2, self.features).transpose(0, 1, 3, 2, 4, 5)
-        return y.reshape(b, 2 * h, 2 * w, self.features) + bias.reshape(1, 1, 1, -1)
-
-
 class GroupNorm(nn.Module):
     """Normalises each group of channels of each example, over all positions, in float32.
 

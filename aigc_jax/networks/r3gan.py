@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.networks.gan_layers import (
-    LAYOUT,
     ZEROS,
     check_choice,
     check_conditioning,
@@ -25,6 +24,7 @@ from aigc_jax.networks.gan_layers import (
     dense,
     leaky_relu,
 )
+from aigc_jax.networks.strided import LAYOUT
 
 UNIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 # The mean square of leaky_relu(x, 0.2) for x ~ N(0, 1).
