@@ -8,9 +8,9 @@ The relativistic loss with R1 and R2 every step, no normalisation, no tanh. Publ
 the class-conditional model (brownvc/R3GAN:README.md, train.py). Over its 20 million images the
 rate, gamma, Adam's second beta and the probability of augmentation go along a cosine to their ends;
 the half-life of the average, whose ends and middle are the published, along a line. What is
-augmented are the three kinds of Zhao et al. 2020 (arXiv:2006.10738), theirs are ADA's. The published
-model computes three of its four stages in bfloat16: "bf16" all of them. Not trained by us to the
-end.
+augmented are the three kinds of Zhao et al. 2020 (arXiv:2006.10738); theirs are ADA's. The
+published model computes three of its four stages in bfloat16: "bf16" all of them. Not trained by us
+to the end.
 """
 
 from ml_collections import ConfigDict
