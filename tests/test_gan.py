@@ -197,6 +197,18 @@ def test_each_phase_moves_only_its_player_and_its_statistics():
         assert changed == expected[phase.player]
 
 
+def test_the_rate_of_several_critics_falls_with_the_steps():
+    changes = {"optimizer__name": "sgd", "optimizer__schedule": "linear", "train__steps": 2}
+    setting = config(gan__critics=3, optimizer__learning_rate=1.0, **changes)
+    plan = loop.recipe(setting, build.build(setting, SPEC))
+    for player, moves in (("generator", [1, 0.5, 0]), ("discriminator", [1, 5 / 6, 4 / 6, 3 / 6])):
+        tx = plan.optimizers[player]
+        state = tx.init(jnp.zeros(()))
+        for expected in moves:
+            update, state = tx.update(jnp.ones(()), state)
+            np.testing.assert_allclose(update, -expected, atol=1e-6)
+
+
 def test_every_update_of_the_discriminator_sees_images_of_its_own():
     made = small(gan__critics=3)
     assert made.fresh == 3

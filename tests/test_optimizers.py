@@ -61,7 +61,7 @@ def test_adam_with_a_moving_second_beta_is_pytorchs():
     torch = pytest.importorskip("torch")
     setting = {"learning_rate": 0.1, "learning_rate_end": 0.05, "b1": 0.0, "b2": 0.9}
     setting |= {"b2_end": 0.99, "schedule": "cosine", "decay_steps": 6}
-    tx = per_player(setting, ("a",))["a"]
+    tx = per_player(setting, {"a": 1})["a"]
     params, theirs = {"w": jnp.ones(3)}, torch.ones(3, requires_grad=True)
     state, adam = tx.init(params), torch.optim.Adam([theirs], lr=0.1)
     for step, grad in enumerate(np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)):
@@ -74,9 +74,9 @@ def test_adam_with_a_moving_second_beta_is_pytorchs():
         adam.step()
         np.testing.assert_allclose(params["w"], theirs.detach(), rtol=2e-5)
     with pytest.raises(ValueError, match=r"b2_end needs optimizer\.name='adam', not 'adamw'"):
-        per_player(setting | {"name": "adamw"}, ("a",))
+        per_player(setting | {"name": "adamw"}, {"a": 1})
     with pytest.raises(ValueError, match=r"b2_end needs optimizer\.schedule linear or cosine"):
-        per_player(setting | {"schedule": "constant"}, ("a",))
+        per_player(setting | {"schedule": "constant"}, {"a": 1})
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -144,7 +144,7 @@ def test_sgd_gathers_momentum():
 
 def test_players_share_a_setting_or_have_their_own():
     def moves(settings):
-        optimizers = per_player(settings, ("a", "b"))
+        optimizers = per_player(settings, {"a": 1, "b": 1})
         return {player: first_update(tx, [1.0, 1.0])[0] for player, tx in optimizers.items()}
 
     assert moves(toys.optimizer("sgd", learning_rate=0.5)) == {"a": -0.5, "b": -0.5}
@@ -155,9 +155,22 @@ def test_players_share_a_setting_or_have_their_own():
     assert moves(settings) == {"a": -0.5, "b": -2.0}
 
 
+def test_a_schedule_counts_steps_however_often_a_player_moves_in_one():
+    setting = toys.optimizer("sgd", learning_rate=1.0, schedule="linear", decay_steps=4)
+    for often, tx in per_player(setting, {1: 1, 5: 5, 17: 17 / 16}).items():
+        params, grad, moves = {"w": jnp.zeros(())}, {"w": jnp.ones(())}, []
+        state = tx.init(params)
+        for _ in range(22):
+            updates, state = tx.update(grad, state, params)
+            moves.append(-float(updates["w"]))
+        count = {1: 1, 5: 5, 17: 17 / 16}[often]
+        expected = np.maximum(1 - np.arange(22) / count / 4, 0)
+        np.testing.assert_allclose(moves, expected, atol=1e-6)
+
+
 def test_settings_for_some_players_only_are_an_error_that_names_the_others():
     with pytest.raises(ValueError, match=r"names \['a'\] but not \['b'\]"):
-        per_player({"a": toys.optimizer()}, ("a", "b"))
+        per_player({"a": toys.optimizer()}, {"a": 1, "b": 1})
 
 
 def test_a_step_with_too_large_a_gradient_moves_nothing():

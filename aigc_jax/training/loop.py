@@ -26,6 +26,9 @@ from aigc_jax.training.writers import Writer
 def recipe(config: Mapping[str, Any], family: Family) -> Recipe:
     """What a config says about steps: optimizers, EMA, augmentation."""
     players = jax.eval_shape(family.init, jax.random.key(0))[0].keys()
+    updates = {
+        p: sum(1 / phase.every for phase in family.phases if phase.player == p) for p in players
+    }
     batch_size = config["train"]["batch_size"]
     chosen = dict(config["augment"])
 
@@ -38,7 +41,7 @@ def recipe(config: Mapping[str, Any], family: Family) -> Recipe:
 
     return Recipe(
         family=family,
-        optimizers=optimizers.per_player(config["optimizer"], players),
+        optimizers=optimizers.per_player(config["optimizer"], updates),
         ema_decay=partial(ema_decay, batch_size=batch_size, **config["ema"]),
         prepare=prepare,
     )

@@ -1,6 +1,6 @@
 """Optax chains from plain arguments."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -106,29 +106,36 @@ def skipping(rule: optax.GradientTransformation, limit: float) -> optax.Gradient
 
 
 def per_player(
-    settings: Mapping[str, Any], players: Iterable[str]
+    settings: Mapping[str, Any], updates: Mapping[str, float]
 ) -> dict[str, optax.GradientTransformation]:
     """{player: optimizer} from one setting for all players, or from {player: setting}.
 
     A setting holds the arguments of `optimizer` and, flat beside them, of `learning_rate`, whose
     `end` is "learning_rate_end"; "b2_end", where not 0, moves b2 there over the same steps.
-    """
-    players = tuple(players)
-    own = set(players) & set(settings)
-    if own and own != set(players):
-        raise ValueError(f"optimizer names {sorted(own)} but not {sorted(set(players) - own)}")
 
-    def build(setting: Mapping[str, Any]) -> optax.GradientTransformation:
-        setting = dict(setting)
+    Args:
+      updates: {player: its updates in a step of the run}, 5 of a critic that moves five times.
+        Optax counts updates, a config's schedules count steps.
+    """
+    own = updates.keys() & settings.keys()
+    if own and own != updates.keys():
+        raise ValueError(f"optimizer names {sorted(own)} but not {sorted(updates.keys() - own)}")
+
+    def build(player: str) -> optax.GradientTransformation:
+        setting = dict(settings[player] if own else settings)
         keys = ("schedule", "warmup", "decay_steps", "decay_start")
         schedule = {k: setting.pop(k) for k in keys if k in setting}
         ends = {k: setting.pop(f"{k}_end", 0.0) for k in ("learning_rate", "b2")}
-        rate = learning_rate(setting.pop("learning_rate"), end=ends["learning_rate"], **schedule)
+
+        def of_updates(peak: float, **changes: Any) -> optax.Schedule:
+            of_steps = learning_rate(peak, **schedule | changes)
+            return lambda count: of_steps(count / updates[player])
+
+        rate = of_updates(setting.pop("learning_rate"), end=ends["learning_rate"])
         if ends["b2"]:
             if schedule.get("schedule", "constant") == "constant":
                 raise ValueError("optimizer.b2_end needs optimizer.schedule linear or cosine")
-            moving = schedule | {"warmup": 0, "end": ends["b2"]}
-            setting["b2"] = learning_rate(setting["b2"], **moving)
+            setting["b2"] = of_updates(setting["b2"], warmup=0, end=ends["b2"])
         return optimizer(learning_rate=rate, **setting)
 
-    return {player: build(settings[player] if own else settings) for player in players}
+    return {player: build(player) for player in updates}
