@@ -94,6 +94,8 @@ def test_both_domains_are_augmented_each_by_its_own_chance():
     images = np.broadcast_to(ramp, (64, 16, 16, 3))
 
     class Two:
+        phases = ()
+
         def init(self, key):
             return {"net": {"w": jnp.zeros(())}}, {}
 
