@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -142,6 +144,27 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_says_so(tmp_path):
     # With room again, it goes on.
     changes = {"log.sample_every": 0, "checkpoint.best": ""}
     assert toys.train(tmp_path, changes=changes).step == 6
+
+
+def test_of_tasks_that_were_never_begun_only_orbaxs_are_hushed(tmp_path):
+    program = """if True:
+        import sys
+        from aigc_jax.training.checkpoint import Checkpoints
+        Checkpoints(sys.argv[1]).close()
+        def async_serialize_from_host():
+            async def write_fragment(): pass
+            return write_fragment()
+        async def ours(): pass
+        async_serialize_from_host()
+        ours()
+        left = async_serialize_from_host()  # collected as the process ends
+    """
+    command = [sys.executable, "-c", program, str(tmp_path / "checkpoints")]
+    done = subprocess.run(
+        command, env=toys.environment(1), capture_output=True, text=True, cwd=toys.ROOT, check=True
+    )
+    (told,) = [line for line in done.stderr.splitlines() if "never awaited" in line]
+    assert "ours" in told
 
 
 def test_a_checkpoint_of_eight_devices_restores_exactly_on_one_and_on_four_split(

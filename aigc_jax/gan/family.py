@@ -224,8 +224,6 @@ def gan(
             paid = penalised(params, extra, real, fake, label, penalty_key)
             value, metrics["penalty"] = value + paid, jnp.mean(paid)
         extra = with_stats(extra, "discriminator", stats)
-        if augment.policy:
-            metrics["augment_probability"] = jnp.float32(probability(extra))
         if adaptive:
             extra["augment_probability"] = metrics["augment_probability"] = augmentation.adapted(
                 extra["augment_probability"],
@@ -234,6 +232,8 @@ def gan(
                 images=augment.images,
                 batch_size=batch_size,
             )
+        elif augment.policy:
+            metrics["augment_probability"] = jnp.float32(probability(extra))
         return jnp.mean(value), (metrics, extra)
 
     def lazy_penalty(params: Any, extra: Any, batch: Any, key: jax.Array) -> tuple:

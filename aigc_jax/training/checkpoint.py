@@ -227,7 +227,7 @@ def _hush_orbax() -> None:
         logging.getLogger(name).addFilter(wanted)
     # When one leaf cannot be written, Orbax closes its loop over the tasks of the others; those not
     # yet begun would complain whenever they are collected, at times as the last line of all.
-    never = r"coroutine '(\w+\.<locals>\.)?\w*(write_fragment|serialize)\w*' was never awaited"
+    never = r"coroutine 'async_serialize\w*(\.<locals>\.\w+)?' was never awaited"
     warnings.filterwarnings("ignore", never, RuntimeWarning)
     before = sys.unraisablehook
 
