@@ -69,15 +69,15 @@ def theirs(images: np.ndarray, width: int) -> Callable[[], None]:
 
     torch.manual_seed(0)
     size, channels = images.shape[1], images.shape[-1]
-    doublings = size.bit_length() - 3
-    start, last = size >> doublings, doublings - 1
+    doublings = (size - 1).bit_length() - 2  # of a map of 4x4, until the image fits in
+    start, last, margin = 4, doublings - 1, ((4 << doublings) - size) // 2
     layers = [nn.ConvTranspose2d(100, width << last, start, bias=False)]
     for i in range(last, -1, -1):
         layers += [nn.BatchNorm2d(width << i), nn.ReLU()]
         out = width << (i - 1) if i else channels
         layers.append(nn.ConvTranspose2d(width << i, out, 4, 2, 1, bias=False))
-    generator = nn.Sequential(*layers, nn.Tanh())
-    layers, before = [], channels
+    generator = nn.Sequential(*layers, nn.ZeroPad2d(-margin), nn.Tanh())
+    layers, before = [nn.ZeroPad2d(margin)], channels
     for i in range(doublings):
         layers.append(nn.Conv2d(before, width << i, 4, 2, 1, bias=False))
         layers += [nn.BatchNorm2d(width << i)] * (i > 0) + [nn.LeakyReLU(0.2)]

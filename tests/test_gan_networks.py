@@ -208,11 +208,29 @@ def test_discriminators_refuse_what_does_not_fit(kind):
         jax.eval_shape(new().init, jax.random.key(0), jnp.zeros((2, 8, 4, 1)))
 
 
-@pytest.mark.parametrize("module", [dcgan, gan_resnet])
-def test_an_image_that_no_map_doubles_to_is_an_error(module):
+@pytest.mark.parametrize(
+    ("module", "side", "words"), [(dcgan, 6, "6x36, .* 7 pixels"), (gan_resnet, 32, "32x36")]
+)
+def test_an_image_that_no_map_doubles_to_is_an_error(module, side, words):
     for net in (module.Generator, module.Discriminator):
-        with pytest.raises(ValueError, match="images are 32x36"):
-            shapes(net(image_shape=(32, 36, 3)))
+        with pytest.raises(ValueError, match=f"images are {words}"):
+            shapes(net(image_shape=(side, 36, 3)))
+
+
+@pytest.mark.parametrize(
+    ("sides", "number", "map_"),
+    [
+        ((64, 64), 4, (4, 4)),
+        ((28, 28), 3, (4, 4)),
+        ((48, 40), 3, (6, 5)),
+        ((7, 30), 1, (4, 15)),
+    ],
+)
+def test_a_dcgan_doubles_the_smallest_map_until_the_image_fits_in(sides, number, map_):
+    assert dcgan.canvas((*sides, 3)) == (number, map_)
+    for side, own, (before, after) in zip(sides, map_, dcgan.margins((*sides, 3)), strict=True):
+        assert 0 <= after - before <= 1
+        assert before + side + after == own << number
 
 
 @pytest.mark.parametrize(

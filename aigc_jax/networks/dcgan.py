@@ -1,12 +1,17 @@
-"""The deep convolutional GAN, from a map of 4x4 to 7x7 by doublings and back.
+"""The deep convolutional GAN, from a map of 4x4 (to 6x6) by doublings, and back.
 
 Radford, Metz & Chintala, "Unsupervised Representation Learning with Deep Convolutional Generative
 Adversarial Networks", 2016 (arXiv:1511.06434). At width 64 and 64x64x3 it is the network of
 PyTorch's examples, 3,576,704 and 2,765,568 parameters; the paper has width 128.
 
+Sides that no such map doubles to are cut from the next that one does, and filled up with zeros to
+it: 28 from 32. Without, MNIST would have one layer less in each network.
+
 Weights start as N(0, 0.02) and the gains of a norm as N(1, 0.02). A layer before a norm has no
 bias, and in that network the first and the last layers have none either.
 """
+
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -21,7 +26,6 @@ from aigc_jax.networks.gan_layers import (
     check_images,
     conv,
     dense,
-    doublings,
     gain,
     head,
     leaky_relu,
@@ -30,12 +34,37 @@ from aigc_jax.networks.gan_layers import (
 from aigc_jax.networks.strided import UpConv
 
 
+def canvas(image_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
+    """(n, (h, w)): how often a map of h x w doubles until the image fits in.
+
+    The map is the smallest of 4 pixels at least.
+    64x64: 4 times from 4x4; 28x28: 3 times from 4x4 to 32x32; 48x40: 3 times from 6x5.
+    ValueError for an image under 7 pixels.
+    """
+    sides = image_shape[:2]
+    number = 0
+    while -(-min(sides) // 2 ** (number + 1)) >= 4:
+        number += 1
+    if not number:
+        raise ValueError(
+            f"images are {sides[0]}x{sides[1]}, but this network's sides are at least 7 pixels"
+        )
+    return number, tuple(-(-side // 2**number) for side in sides)
+
+
+def margins(image_shape: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Pixels above and below, and left and right, of the image on what its map doubles to."""
+    number, sides = canvas(image_shape)
+    over = [(side << number) - own for side, own in zip(sides, image_shape, strict=False)]
+    return tuple((all_ // 2, all_ - all_ // 2) for all_ in over)
+
+
 class Generator(nn.Module):
     """A linear map of z, then 4x4 transposed convolutions of stride 2, each after norm and relu.
 
     z [B, latent] and label [B] int to images [B, H, W, C] float32 in [-1, 1]; the label enters
-    beside z as a one-hot vector. ValueError for sides that no map of 4 to 7 doubles to, and where
-    num_classes and label do not go together.
+    beside z as a one-hot vector. ValueError for sides under 7 pixels, and where num_classes and
+    label do not go together.
 
     Attributes:
         image_shape: (H, W, C) of the output.
@@ -56,9 +85,8 @@ class Generator(nn.Module):
     def __call__(
         self, z: jax.Array, label: jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
-        height, width, channels = self.image_shape
-        last = doublings(self.image_shape) - 1
-        start = (height >> (last + 1), width >> (last + 1), self.width << last)
+        number, sides = canvas(self.image_shape)
+        last, start = number - 1, (*sides, self.width << (number - 1))
         h = with_label(z, label, self.num_classes).astype(self.dtype)
         h = dense(h, start[0] * start[1] * start[2], name="in", init=SMALL, use_bias=False)
         h = h.reshape(-1, *start)
@@ -67,15 +95,17 @@ class Generator(nn.Module):
             h = nn.relu(h)
             if i < last:
                 h = UpConv(self.width << (last - 1 - i), SMALL, name=f"up_{i}")(h)
-        return jnp.tanh(UpConv(channels, SMALL, name="out")(h.astype(jnp.float32)))
+        h = UpConv(self.image_shape[-1], SMALL, name="out")(h.astype(jnp.float32))
+        (top, _), (left, _) = margins(self.image_shape)
+        return jnp.tanh(h[:, top:, left:][:, : self.image_shape[0], : self.image_shape[1]])
 
 
 class Discriminator(nn.Module):
-    """4x4 convolutions of stride 2 down to a map of 4 to 7, then one linear layer of all of it.
+    """4x4 convolutions of stride 2 down to a map of 4 to 6, then one linear layer of all of it.
 
     x [B, H, W, C] and label [B] int to (logits [B], class logits [B, num_classes] or None), all
     float32. The first layer has no batch norm. ValueError for images of another shape, for sides
-    that do not halve to 4 to 7, and for conditioning without labels.
+    under 7 pixels, and for conditioning without labels.
 
     Attributes:
         image_shape: (H, W, C) of the input.
@@ -113,8 +143,8 @@ class Discriminator(nn.Module):
         h = x
         if self.conditioning == "concat":
             h = with_label(h, label, self.num_classes)
-        h = h.astype(self.dtype)
-        for i in range(doublings(self.image_shape)):
+        h = jnp.pad(h.astype(self.dtype), ((0, 0), *margins(self.image_shape), (0, 0)))
+        for i in range(canvas(self.image_shape)[0]):
             h = conv(h, self.width << i, name=f"down_{i}", size=4, stride=2, padding=1, **settings)
             if i > 0 and self.norm == "batch":
                 h = ConditionalBatchNorm(scale_init=gain, name=f"norm_{i}")(h, train=train)
