@@ -12,7 +12,6 @@ from aigc_jax.networks.gan_layers import (
     MinibatchStd,
     SelfAttention,
     check_conditioning,
-    doublings,
     downsample,
     head,
     upsample,
@@ -339,21 +338,8 @@ def test_a_label_is_appended_to_every_position():
 
 
 @pytest.mark.parametrize(
-    ("shape", "number"),
-    [((64, 64, 3), 4), ((32, 32, 3), 3), ((28, 28, 1), 2), ((8, 8, 1), 1), ((12, 40, 1), 1)],
-)
-def test_doublings_from_a_map_of_4_to_7(shape, number):
-    assert doublings(shape) == number
-    assert 4 <= min(shape[:2]) / 2**number < 8
-
-
-@pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: doublings((30, 30, 1)), "30x30, .* as 8, 28, 32"),
-        (lambda: doublings((32, 36, 1)), "32x36"),
-        (lambda: doublings((7, 7, 1)), "7x7"),
-        (lambda: doublings((1, 1, 2)), "1x1"),
         (lambda: check_conditioning("projektion", 3), "'projektion' is none of none, projection,"),
         (
             lambda: check_conditioning("projection", 0),

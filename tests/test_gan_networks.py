@@ -307,6 +307,21 @@ def test_sngan_for_cifar_has_the_parameters_of_its_tables():
 
 
 @pytest.mark.parametrize(
+    ("shape", "number"),
+    [((64, 64, 3), 4), ((32, 32, 3), 3), ((28, 28, 1), 2), ((8, 8, 1), 1), ((12, 40, 1), 1)],
+)
+def test_a_resnets_doublings_from_a_map_of_4_to_7(shape, number):
+    assert gan_resnet.doublings(shape) == number
+    assert 4 <= min(shape[:2]) / 2**number < 8
+
+
+@pytest.mark.parametrize("shape", [(30, 30, 1), (32, 36, 1), (7, 7, 1), (1, 1, 2)])
+def test_a_resnet_says_which_sides_it_can_have(shape):
+    with pytest.raises(ValueError, match=f"{shape[0]}x{shape[1]}, .* as 8, 28, 32"):
+        gan_resnet.doublings(shape)
+
+
+@pytest.mark.parametrize(
     ("image_shape", "start", "halvings"),
     [((32, 32, 3), 4, 2), ((64, 64, 3), 4, 3), ((28, 28, 1), 7, 1), ((8, 8, 1), 4, 1)],
 )

@@ -327,19 +327,3 @@ def check_images(x: jax.Array, image_shape: Sequence[int]) -> None:
     """ValueError for images [B, H, W, C] that the network was not made for."""
     if x.shape[1:] != tuple(image_shape):
         raise ValueError(f"images are {x.shape[1:]}, not image_shape={tuple(image_shape)}")
-
-
-def doublings(image_shape: Sequence[int]) -> int:
-    """How often a map whose smaller side is 4 to 7 doubles to make the image: 64, 4 times from 4.
-
-    ValueError for an image that this does not reach: 28 is 7 doubled twice, 30 is nothing.
-    """
-    height, width = image_shape[:2]
-    number = min(height, width).bit_length() - 3
-    if number < 1 or height % 2**number or width % 2**number:
-        raise ValueError(
-            f"images are {height}x{width}, but this network doubles a map whose smaller side is 4, "
-            "5, 6 or 7 at least once: both sides have to be that power of two times a whole "
-            "number, as 8, 28, 32, 48 and 64 are"
-        )
-    return number

@@ -6,6 +6,7 @@ labels Miyato & Koyama 2018 (arXiv:1802.05637). SNGAN for CIFAR-10 is the defaul
 1,053,825 parameters. WGAN-GP has width 128 in both, norm="none" and pool="mean".
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -22,12 +23,27 @@ from aigc_jax.networks.gan_layers import (
     check_images,
     conv,
     dense,
-    doublings,
     downsample,
     head,
     upsample,
     with_label,
 )
+
+
+def doublings(image_shape: Sequence[int]) -> int:
+    """How often a map whose smaller side is 4 to 7 doubles to make the image: 64, 4 times from 4.
+
+    ValueError for an image that this does not reach: 28 is 7 doubled twice, 30 is nothing.
+    """
+    height, width = image_shape[:2]
+    number = min(height, width).bit_length() - 3
+    if number < 1 or height % 2**number or width % 2**number:
+        raise ValueError(
+            f"images are {height}x{width}, but this network doubles a map whose smaller side is 4, "
+            "5, 6 or 7 at least once: both sides have to be that power of two times a whole "
+            "number, as 8, 28, 32, 48 and 64 are"
+        )
+    return number
 
 
 class Generator(nn.Module):
