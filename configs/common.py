@@ -57,7 +57,7 @@ def base() -> ConfigDict:
             "learning_rate": 1e-3,
             "schedule": "constant",
             "warmup": 0,
-            "decay_steps": config.train.get_ref("steps"),
+            "decay_steps": config.train.get_oneway_ref("steps"),
             "decay_start": 0,  # step until which the rate is constant
             "learning_rate_end": 0.0,  # from decay_steps on
             "clip": 1.0,
@@ -262,7 +262,7 @@ def cyclegan() -> ConfigDict:
     )
     config.sampling = ConfigDict()  # nothing is drawn from noise
     config.train.batch_size = 1
-    half = config.train.get_ref("steps") // 2
+    half = config.train.get_oneway_ref("steps") // 2
     config.optimizer.update({"learning_rate": 2e-4, "b1": 0.5, "clip": 0.0})
     config.optimizer.update({"schedule": "linear", "decay_start": half})
     config.ema.update({"half_life": 0.0, "ramp": 0.0})  # none, as published

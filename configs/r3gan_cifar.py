@@ -79,7 +79,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.gan.update({"penalty_weight": 0.05, "penalty_weight_end": 0.005})
     config.gan.update({"augment": ("color", "translation", "cutout")})
     config.gan.update({"augment_probability": 0.0, "augment_probability_end": 0.55})
-    config.gan.decay_steps = config.train.get_ref("steps")
+    config.gan.decay_steps = config.train.get_oneway_ref("steps")
     config.optimizer.update({"schedule": "cosine", "learning_rate_end": 5e-5})  # from 2e-4
     config.optimizer.update({"b1": 0.0, "b2": 0.9, "b2_end": 0.99})
     config.ema.update({"half_life": 5e6, "ramp": 0.25})

@@ -75,7 +75,7 @@ def run(made, index, batch, seed=1):
     return jax.jit(made.phases[index].loss)(params, extra, batch, jax.random.key(seed))
 
 
-def config(variant="smoke", **changes):
+def config(variant="non_saturating+smoke", **changes):
     made = gan_mnist.get_config(variant)
     with made.unlocked():
         flat = {name.replace("__", "."): value for name, value in changes.items()}
@@ -83,7 +83,7 @@ def config(variant="smoke", **changes):
     return made
 
 
-def small(variant="smoke", **changes):
+def small(variant="non_saturating+smoke", **changes):
     return build.build(config(variant, **changes), SPEC)
 
 

@@ -1,6 +1,7 @@
 """Experiments as files: each with each of its variants builds, and the numbers are published."""
 
 import ast
+import functools
 import importlib
 import math
 import pathlib
@@ -15,7 +16,7 @@ from aigc_jax.data.datasets import DataSpec
 from aigc_jax.training.loop import recipe
 from aigc_jax.training.optimizers import per_player
 from aigc_jax.vae import perceptual
-from configs import common, ddpm_cifar, ddpm_digits
+from configs import common, cyclegan_maps, ddpm_cifar, ddpm_digits, gan_mnist, r3gan_cifar
 
 FOLDER = pathlib.Path(common.__file__).parent
 SHAPES = {
@@ -141,6 +142,29 @@ def test_decay_follows_the_number_of_steps():
     config = ddpm_digits.get_config()
     config.train.steps = 77
     assert config.optimizer.decay_steps == 77
+
+
+def test_what_follows_the_steps_can_be_set_and_leaves_them_alone():
+    config = r3gan_cifar.get_config()
+    config.train.steps = 77
+    config.optimizer.decay_steps, config.gan.decay_steps = 7, 5
+    found = config.train.steps, config.optimizer.decay_steps, config.gan.decay_steps
+    assert found == (77, 7, 5)
+    config = cyclegan_maps.get_config()
+    config.optimizer.decay_start = 9
+    assert (config.train.steps, config.optimizer.decay_steps) == (200 * 1096, 200 * 1096)
+
+
+@pytest.mark.parametrize("loss", common.GAN_LOSSES)
+def test_the_losses_of_gan_mnist_are_those_of_a_dcgan(loss):
+    found, plain = gan_mnist.get_config(loss), common.gan()
+    plain.update_from_flattened_dict(common.GAN_LOSSES[loss])
+    if loss == "diffaugment":
+        found = gan_mnist.get_config("non_saturating+diffaugment")
+    for key in gan_mnist.PLAIN:
+        *path, last = key.split(".")
+        parts = [functools.reduce(getattr, path, config) for config in (found, plain)]
+        assert parts[0][last] == parts[1][last], key
 
 
 def test_an_unknown_variant_names_the_near_ones():
