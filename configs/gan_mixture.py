@@ -37,6 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 "name": "mlp",
                 "latent": 2,
                 "hidden": (128, 128, 128),
+                "activation": "leaky_relu",  # with relu the losses differ less
                 "output": "linear",
             },
             "discriminator": {"name": "mlp", "hidden": (128, 128, 128), "conditioning": "none"},

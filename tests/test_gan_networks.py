@@ -237,6 +237,7 @@ def test_a_dcgan_doubles_the_smallest_map_until_the_image_fits_in(sides, number,
     ("net", "words"),
     [
         (gan_mlp.Generator(output="sigmoid"), "generator.output='sigmoid' is none of tanh, linear"),
+        (gan_mlp.Generator(activation="elu"), "activation='elu' is none of relu, leaky_relu"),
         (dcgan.Discriminator(norm="layer"), "norm='layer' is none of batch, spectral, none"),
         (gan_resnet.Discriminator(norm="batch"), "norm='batch' is none of spectral, none"),
         (gan_resnet.Discriminator(pool="max"), "pool='max' is none of sum, mean"),
@@ -265,6 +266,10 @@ def test_the_mlp_is_matrix_products_between_its_rectifiers():
     np.testing.assert_allclose(points[:, 0, 0], expected, rtol=1e-4, atol=1e-5)
     images = linear.clone(output="tanh").apply(made, z)
     np.testing.assert_allclose(images[:, 0, 0], np.tanh(expected), rtol=1e-4, atol=1e-5)
+    leaky = linear.clone(activation="leaky_relu").apply(made, z)
+    np.testing.assert_allclose(
+        leaky[:, 0, 0], layers(z, made["params"], 0.2, "in"), rtol=1e-4, atol=1e-5
+    )
     logits, _ = judge.apply(judged, points)
     expected = layers(expected, judged["params"], 0.2, "hidden_0")[:, 0]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)

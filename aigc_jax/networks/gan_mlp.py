@@ -33,6 +33,7 @@ class Generator(nn.Module):
         image_shape: (H, W, C) of the output.
         latent: numbers in z.
         hidden: widths of the layers between.
+        activation: "relu", or "leaky_relu" with the discriminator's slope of 0.2.
         output: "tanh", in [-1, 1], or "linear".
         num_classes: 0 for a network without labels.
         dtype: of the activations, "float32" or "bfloat16". Parameters and the last layer are
@@ -42,6 +43,7 @@ class Generator(nn.Module):
     image_shape: tuple[int, int, int] = (28, 28, 1)
     latent: int = 100
     hidden: tuple[int, ...] = (256, 512, 1024)
+    activation: str = "relu"
     output: str = "tanh"
     num_classes: int = 0
     dtype: str = "float32"
@@ -51,10 +53,12 @@ class Generator(nn.Module):
         self, z: jax.Array, label: jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
         check_choice("network.generator.output", self.output, ("tanh", "linear"))
+        check_choice("network.generator.activation", self.activation, ("relu", "leaky_relu"))
+        rectify = nn.relu if self.activation == "relu" else leaky_relu
         h = with_label(z, label, self.num_classes).astype(self.dtype)
         for i, width in enumerate(self.hidden):
             name = f"hidden_{i}" if i else "in"
-            h = nn.relu(dense(h, width, name=name, init=GLOROT_RELU))
+            h = rectify(dense(h, width, name=name, init=GLOROT_RELU))
         h = dense(h.astype(jnp.float32), math.prod(self.image_shape), name="out", init=GLOROT)
         h = h.reshape(-1, *self.image_shape)
         return jnp.tanh(h) if self.output == "tanh" else h
