@@ -1,14 +1,14 @@
 """A GAN of MNIST: DCGAN's networks at 28x28, or fully connected ones.
 
     python launch.py --config=configs/gan_mnist.py
-    python launch.py --config=configs/gan_mnist.py:mlp     # the first GANs' networks
-    python launch.py --config=configs/gan_mnist.py:lsgan   # another loss, as DCGAN trains it
+    python launch.py --config=configs/gan_mnist.py:mlp         # the first GANs' networks
+    python launch.py --config=configs/gan_mnist.py:lsgan       # another loss, as DCGAN trains it
     python launch.py --config=configs/gan_mnist.py:lsgan+mlp   # in this order
 
 Radford et al. 2016 (arXiv:1511.06434) at half their width, by default with R3GAN's loss and
 optimizer (Huang et al. 2024, arXiv:2501.05441), which draw better digits than "non_saturating",
-DCGAN as published. Nothing is published in the features of our LeNet;
-docs/results.md has what we measured.
+DCGAN as published. Nothing is published in the features of our LeNet; docs/results.md has what we
+measured.
 """
 
 import functools

@@ -4,8 +4,8 @@ Radford, Metz & Chintala, "Unsupervised Representation Learning with Deep Convol
 Adversarial Networks", 2016 (arXiv:1511.06434). At width 64 and 64x64x3 it is the network of
 PyTorch's examples, 3,576,704 and 2,765,568 parameters; the paper has width 128.
 
-Sides that no such map doubles to are cut from the next that one does, and filled up with zeros to
-it: 28 from 32. Without, MNIST would have one layer less in each network.
+Images that no such map doubles to are cut out of the next larger that one does, and surrounded by
+zeros up to its size: 28 is the middle of 32, and MNIST has as many layers as 32x32.
 
 Weights start as N(0, 0.02) and the gains of a norm as N(1, 0.02). A layer before a norm has no
 bias, and in that network the first and the last layers have none either.
@@ -41,8 +41,7 @@ def canvas(image_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
     64x64: 4 times from 4x4; 28x28: 3 times from 4x4 to 32x32; 48x40: 3 times from 6x5.
     ValueError for an image under 7 pixels.
     """
-    sides = image_shape[:2]
-    number = 0
+    sides, number = image_shape[:2], 0
     while -(-min(sides) // 2 ** (number + 1)) >= 4:
         number += 1
     if not number:
@@ -55,8 +54,8 @@ def canvas(image_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
 def margins(image_shape: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """Pixels above and below, and left and right, of the image on what its map doubles to."""
     number, sides = canvas(image_shape)
-    over = [(side << number) - own for side, own in zip(sides, image_shape, strict=False)]
-    return tuple((all_ // 2, all_ - all_ // 2) for all_ in over)
+    spare = [(side << number) - own for side, own in zip(sides, image_shape[:2], strict=True)]
+    return tuple((each // 2, each - each // 2) for each in spare)
 
 
 class Generator(nn.Module):
