@@ -11,56 +11,120 @@
 Training again in the same --workdir resumes; the other modes need only --workdir.
 """
 
+import argparse
+import ast
 import difflib
+import importlib
 import os
 import pathlib
 import runpy
 import shlex
 import sys
+import textwrap
 import traceback
+from typing import Any, NamedTuple, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 HERE = pathlib.Path(__file__).resolve().parent
 
+# Imported only when chosen: JAX alone takes a second.
+COMMANDS = {
+    "train": "aigc_jax.commands.train",
+    "sample": "aigc_jax.commands.sample",
+    "evaluate": "aigc_jax.commands.evaluate",
+    "report": "aigc_jax.commands.report",
+    "denoise": "aigc_jax.commands.denoise",
+    "translate": "aigc_jax.commands.translate",
+    "encode": "aigc_jax.commands.encode",
+    "export": "aigc_jax.commands.export",
+}
+
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment: configs/NAME.py, or configs/NAME.py:variant+variant."
 )
-MODES = ["train", "sample", "evaluate", "report", "denoise", "translate", "encode", "export"]
-MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/NAME[-variant].")
-STEP = flags.DEFINE_integer("step", None, "Checkpoint to take; default: the newest.")
-INPUT = flags.DEFINE_string("input", None, "denoise, translate: a folder or .zip of images.")
-DIRECTION = flags.DEFINE_enum("direction", "a2b", ["a2b", "b2a"], "translate: to which domain.")
-OUTPUT = flags.DEFINE_string("output", None, "Folder to write to; default: in the workdir.")
+MODE = flags.DEFINE_enum("mode", "train", list(COMMANDS), "The command.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME[-variant].")
+DEBUG = flags.DEFINE_bool("debug", False, "Show where in the code an error was raised.")
+COMMON = (CONFIG, MODE, WORKDIR, DEBUG)
 
-NUM = flags.DEFINE_integer("num", None, "How many samples; 64, or the evaluation's.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Sample i depends on (seed, i) only.")
-LABELS = flags.DEFINE_list("labels", None, "sample: classes to draw, in turn, such as 3,7.")
-SAMPLER = flags.DEFINE_string("sampler", None, "Of samples: ancestral or ddim.")
-STEPS = flags.DEFINE_integer("steps", None, "Of samples: steps of the sampler.", lower_bound=1)
-GUIDANCE = flags.DEFINE_float("guidance", None, "Of samples: strength of the label; 1 is plain.")
-BATCH = flags.DEFINE_integer("batch", 64, "Samples at a time.", lower_bound=1)
-RAW = flags.DEFINE_bool("raw", False, "Samples of the parameters themselves, not their EMA.")
-SAVE = flags.DEFINE_enum("save", "", ["", "png", "npz"], "sample: also every image.")
-FRAMES = flags.DEFINE_integer("frames", 0, "sample: also a strip of so many.", lower_bound=0)
-PICTURES = flags.DEFINE_bool("pictures", False, "sample: also interpolations, traversals.")
-GIF = flags.DEFINE_bool("gif", False, "sample: the frames as an animation.")
+# The flags of which each command takes those that its file names in FLAGS.
+OWN = {
+    holder.name: holder
+    for holder in (
+        flags.DEFINE_integer("step", None, "Checkpoint to take; default: the newest."),
+        flags.DEFINE_bool("raw", False, "The parameters themselves instead of their EMA."),
+        flags.DEFINE_enum(
+            "dtype", None, ["bfloat16", "float16", "float32"], "Precision to keep the weights in."
+        ),
+        flags.DEFINE_integer("batch", 64, "Examples at a time.", lower_bound=1),
+        flags.DEFINE_string("output", None, "Folder to write to; default: in the workdir."),
+        flags.DEFINE_integer(
+            "num", None, "Number of samples; default: 64, or the evaluation's.", lower_bound=1
+        ),
+        flags.DEFINE_integer("seed", 0, "Sample i depends on (seed, i) only."),
+        flags.DEFINE_list("labels", None, "Classes to draw, in turn, such as 3,7."),
+        flags.DEFINE_string("sampler", None, "Name of the sampler, such as ancestral or ddim."),
+        flags.DEFINE_integer("steps", None, "Steps of the sampler.", lower_bound=1),
+        flags.DEFINE_float("guidance", None, "Strength of the label; 1 is none added."),
+        flags.DEFINE_enum("save", "", ["", "png", "npz"], "Also write every sample."),
+        flags.DEFINE_integer(
+            "frames", 0, "Also show in so many frames how samples come to be.", lower_bound=0
+        ),
+        flags.DEFINE_bool("gif", False, "The frames as an animation, not as a strip."),
+        flags.DEFINE_bool("pictures", False, "Also show codes: interpolations, traversals."),
+        flags.DEFINE_list(
+            "evaluations", None, "Some of the config's evaluations, or metrics, such as fid,kid."
+        ),
+        flags.DEFINE_string("input", None, "A folder or .zip of images."),
+        flags.DEFINE_enum("direction", "a2b", ["a2b", "b2a"], "From which domain to which."),
+        flags.DEFINE_bool("distributed", False, "Several hosts, found by the cluster."),
+        flags.DEFINE_string("coordinator", None, "Several hosts: host:port of the first."),
+        flags.DEFINE_integer("processes", None, "Several hosts: how many processes."),
+        flags.DEFINE_integer("process", None, "Several hosts: number of this one."),
+    )
+}
+# What to set where someone gives `train` a flag of other commands.
+SETTINGS = {
+    "batch": "train.batch_size",
+    "evaluations": "evaluations",
+    "guidance": "sampling.guidance",
+    "num": "evaluation.count",
+    "sampler": "sampling.sampler",
+    "seed": "seed",
+    "steps": "train.steps",
+}
 
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Several hosts, found by the cluster.")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: host:port of the first.")
-PROCESSES = flags.DEFINE_integer("processes", None, "Several hosts: how many processes.")
-PROCESS = flags.DEFINE_integer("process", None, "Several hosts: number of this one.")
+
+class Command(NamedTuple):
+    """What a command's file says of it, read without importing it."""
+
+    about: str
+    flags: tuple[str, ...]
+
+
+def command(mode: str) -> Command:
+    """The first line of a command's docstring, and its FLAGS."""
+    path = HERE / (COMMANDS[mode].replace(".", "/") + ".py")
+    tree = ast.parse(path.read_text())
+    for node in tree.body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "FLAGS":
+            about = (ast.get_docstring(tree) or "").partition("\n")[0]
+            return Command(about, ast.literal_eval(node.value))
+    raise ValueError(f"{path} has no FLAGS")
 
 
 def main(argv: list[str]) -> None:
-    """Runs the mode."""
+    """Runs the command."""
     if len(argv) > 1:
         raise ValueError(f"what is {argv[1]!r}? Settings are given as --name=value")
+    taken = command(MODE.value).flags
+    check_flags(MODE.value, taken)
     config = CONFIG.value
     if config is None and (MODE.value == "train" or WORKDIR.value is None):
         raise ValueError("name the experiment, as in --config=configs/ddpm_digits.py")
+    values = {name: OWN[name].value for name in taken}
     workdir = pathlib.Path(WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
 
     # A second start, and --mode=sample, find what the first one compiled.
@@ -68,57 +132,29 @@ def main(argv: list[str]) -> None:
     import jax
 
     logging.set_verbosity(logging.WARNING)  # absl.app turns on what libraries tell each other
-    if DISTRIBUTED.value or COORDINATOR.value:
-        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    from aigc_jax import experiment
-
-    drawing = {
-        "seed": SEED.value,
-        "settings": {
-            "sampler": SAMPLER.value,
-            "steps": STEPS.value,
-            "guidance": GUIDANCE.value,
-        },
-        "batch_size": BATCH.value,
-        "step": STEP.value,
-        "raw": RAW.value,
-    }
-    if MODE.value == "train":
-        experiment.train(config, workdir, origin())
-    elif MODE.value == "sample":
-        experiment.sample(
-            workdir,
-            config,
-            count=64 if NUM.value is None else NUM.value,
-            labels=as_labels(LABELS.value),
-            frames=FRAMES.value,
-            gif=GIF.value,
-            pictures=PICTURES.value,
-            save=SAVE.value,
-            output=OUTPUT.value,
-            **drawing,
-        )
-    elif MODE.value == "evaluate":
-        experiment.evaluate(workdir, config, count=NUM.value, **drawing)
-    elif MODE.value == "report":
-        experiment.make_report(workdir)
-    elif MODE.value in ("denoise", "translate"):
-        if not INPUT.value:
-            raise ValueError(f"name the images to {MODE.value}, as in --input=FOLDER")
-        what = {"output": OUTPUT.value, "step": STEP.value, "raw": RAW.value}
-        what["batch_size"] = BATCH.value
-        if MODE.value == "denoise":
-            experiment.denoise(workdir, INPUT.value, config, **what)
-        else:
-            experiment.translate(workdir, INPUT.value, config, direction=DIRECTION.value, **what)
-    elif MODE.value == "encode":
-        experiment.encode(workdir, config, output=OUTPUT.value, step=STEP.value, raw=RAW.value)
-    else:
-        output = OUTPUT.value or workdir / "diffusers"
-        experiment.export(workdir, output, config, step=STEP.value)
+    if values.get("distributed") or values.get("coordinator"):
+        jax.distributed.initialize(values["coordinator"], values["processes"], values["process"])
+    module = importlib.import_module(COMMANDS[MODE.value])
+    module.main(argparse.Namespace(config=config, workdir=workdir, origin=origin, **values))
 
 
-def origin() -> dict:
+def check_flags(mode: str, taken: tuple[str, ...]) -> None:
+    """Raises ValueError where a flag was given that the command does not take."""
+    given = [name for name in OWN if flags.FLAGS[name].present]
+    for name in given:
+        if name not in taken:
+            others = [other for other in COMMANDS if name in command(other).flags]
+            instead = ""
+            if mode == "train" and name in SETTINGS:
+                instead = f"; for training set --config.{SETTINGS[name]}"
+            raise ValueError(
+                f"--mode={mode} takes no --{name}: it is a flag of {', '.join(others)}{instead}"
+            )
+    if {"processes", "process"} & set(given) and "coordinator" not in given:
+        raise ValueError("--processes and --process need --coordinator=host:port too")
+
+
+def origin() -> dict[str, Any]:
     """What a run's report says of its command, and the config that its own differs from."""
     file = flags.FLAGS["config"].config_filename
     base = runpy.run_path(file.partition(":")[0])["get_config"]()
@@ -129,14 +165,6 @@ def origin() -> dict:
     }
 
 
-def as_labels(words: list[str] | None) -> list[int] | None:
-    """["3", "7"] -> [3, 7]; None without any."""
-    try:
-        return [int(word) for word in words] if words else None
-    except ValueError:
-        raise ValueError(f"--labels are numbers such as 3,7, not {','.join(words)}") from None
-
-
 def default_workdir(config_file: str) -> str:
     """configs/NAME.py:variant -> runs/NAME-variant."""
     name, _, variant = pathlib.Path(config_file).name.partition(":")
@@ -145,6 +173,9 @@ def default_workdir(config_file: str) -> str:
 
 def parse(argv: list[str]) -> list[str]:
     """absl's parsing, with every mistake in a flag or a config as a one-line error."""
+    if {"-h", "--h", "-help", "--help"} & set(argv):
+        print(help_text(argv))
+        raise SystemExit(0)
     try:
         rest = flags.FLAGS(argv)
         if CONFIG.value is not None:
@@ -152,19 +183,56 @@ def parse(argv: list[str]) -> list[str]:
         return rest
     except (AttributeError, KeyError) as error:  # an unknown key; ml_collections quotes twice
         wrong, _, hint = str(error).strip("\"'").replace("\\'", "").partition("\\n")
-        message = f"the config has no key {wrong}. {hint}"
-    except OSError:
-        message = missing_config(flags.FLAGS["config"].config_filename.partition(":")[0])
+        fail(error, f"the config has no key {wrong}. {hint}", argv)
+    except OSError as error:
+        fail(error, missing_config(flags.FLAGS["config"].config_filename.partition(":")[0]), argv)
     except (flags.Error, LookupError, TypeError, ValueError) as error:
-        message = str(error)
-    raise SystemExit(f"launch.py: {message}")
+        fail(error, str(error), argv)
+
+
+def fail(error: BaseException, message: str, argv: list[str]) -> NoReturn:
+    """Ends the program with one line, or with --debug by the error itself."""
+    if "--debug" in argv:
+        raise error
+    raise SystemExit(f"launch.py: {message}") from None
 
 
 def missing_config(path: str) -> str:
     """What to say of a config file that is not there."""
-    have = sorted(p.stem for p in (HERE / "configs").glob("[a-z]*.py") if p.stem != "common")
+    have = sorted(p.stem for p in (HERE / "configs").glob("[a-z]*.py"))
     near = difflib.get_close_matches(pathlib.Path(path).stem, have) or have
     return f"no config file {path}; configs/ has {', '.join(near)}"
+
+
+def help_text(argv: list[str]) -> str:
+    """What --help shows: the flags of the command that --mode names, or all commands and flags."""
+    words = [word.lstrip("-") for word in " ".join(argv[1:]).replace("=", " ").split()]
+    mode = words[words.index("mode") + 1] if "mode" in words[:-1] else None
+    common = ["Every command:", *(describe(holder.name) for holder in COMMON)]
+    common.insert(2, "    --config.KEY: Any value of it, such as --config.train.steps=2000.")
+    if mode in COMMANDS:
+        about, taken = command(mode)
+        own = [f"\nFlags of {mode}:" if taken else "", *map(describe, taken)]
+        return "\n".join([f"python launch.py --mode={mode}: {about}", *own, "", *common])
+    lines = [__doc__, "Commands, chosen by --mode, and their flags:"]
+    for name in COMMANDS:
+        about, taken = command(name)
+        listed = " ".join(f"--{flag}" for flag in taken)
+        lines += ["", f"  {name}: {about}"]
+        lines += textwrap.wrap(listed, 90, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join([*lines, "", *common, "", "Flags of some commands:", *map(describe, OWN)])
+
+
+def describe(name: str) -> str:
+    """A flag, its values and its default, in one line."""
+    flag = flags.FLAGS[name]
+    text = flag.help.partition("\n")[0]
+    if hasattr(flag.parser, "enum_values"):  # absl writes them before the text
+        values = ", ".join(filter(None, flag.parser.enum_values))
+        text = f"{text.partition('>: ')[2]} One of {values}."
+    if flag.default not in (None, False, "", 0):
+        text += f" Default: {flag.default}."
+    return f"    --{name}: {text}"
 
 
 def run(argv: list[str]) -> None:
@@ -173,7 +241,7 @@ def run(argv: list[str]) -> None:
         main(argv)
     except (ValueError, RuntimeError, OSError) as error:
         raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-        if HERE not in raised_in.parents or "site-packages" in raised_in.parts:
+        if HERE not in raised_in.parents or "site-packages" in raised_in.parts or DEBUG.value:
             raise
         raise SystemExit(f"launch.py: {error}") from None
 

@@ -1,34 +1,41 @@
 """From a config to its family: a literal table."""
 
-import difflib
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from aigc_jax.diffusion import family as diffusion
-from aigc_jax.family import Family
-from aigc_jax.gan import cyclegan
-from aigc_jax.gan import family as gan
-from aigc_jax.vae import family as vae
+from aigc_jax import checks
+from aigc_jax.family import DataSpec, Family
 
+# {config.family: the module whose `build` makes it}, imported when it is asked for.
 FAMILIES = {
-    "diffusion": diffusion.build,
-    "vae": vae.build,
-    "gan": gan.build,
-    "cyclegan": cyclegan.build,
+    "diffusion": "aigc_jax.diffusion.family",
+    "vae": "aigc_jax.vae.plain",
+    "hierarchical_vae": "aigc_jax.vae.hierarchical",
+    "vqvae": "aigc_jax.vae.vector",
+    "gan": "aigc_jax.gan.family",
+    "cyclegan": "aigc_jax.gan.cyclegan",
 }
 
 
-def build(config: Mapping[str, Any], spec: Any) -> Family:
-    """The family that `config.family` names, for data of `spec` (a `DataSpec`)."""
-    name = config["family"]
-    if name not in FAMILIES:
-        near = difflib.get_close_matches(name, FAMILIES)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"config.family is one of {', '.join(FAMILIES)}, not {name!r}{hint}")
-    try:
-        return FAMILIES[name](config, spec)
-    except (KeyError, TypeError) as error:  # configs of today have every key, and no other
+class Sections(dict):
+    """A config whose missing sections are the config's mistake, and said to be."""
+
+    def __missing__(self, key: str) -> Any:
         raise ValueError(
-            f"the config does not fit this version ({error}): a run of an older one? Mend its "
-            "config.json by what it was meant to have, or train it again"
-        ) from error
+            f"the config lacks the section {key!r}, which its family {self['family']!r} reads: "
+            "a run of an older version? Give its config.json the keys of today, or train it again"
+        )
+
+
+def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
+    """The family that `config.family` names, for data of `spec`.
+
+    Raises:
+      ValueError: an unknown family; keys of the config that are unknown, missing or wrong. A family
+        reads its sections through `checks.section` and `checks.arguments`, which name such keys, so
+        that any other error is a mistake of ours and stays what it is.
+    """
+    checks.one_of("config.family", config["family"], FAMILIES)
+    module = importlib.import_module(FAMILIES[config["family"]])
+    return module.build(Sections(config), spec)

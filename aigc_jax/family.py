@@ -2,9 +2,11 @@
 
 A family is to the trainer what a `GradientTransformation` is to optax: a NamedTuple of pure
 functions. A list of phases removes the difference between one optimizer and several, so GANs, VAEs
-and diffusion models run through one step and one loop.
+and diffusion models run through one step and one loop; what only some families can do (draw,
+encode, translate) is a capability, a small typed tuple or None.
 
-Shapes below: B examples in a batch, n samples, images [B, H, W, C] float32 in [-1, 1].
+Shapes below: B examples in a batch, n samples, x [B, ...] in the model's range: images
+[B, H, W, C] float32 in [-1, 1], points [B, 2] float32.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,13 +15,90 @@ from typing import Any, NamedTuple
 import jax
 
 Params = Mapping[str, Any]  # {player: tree of arrays}
-Extra = Mapping[
-    str, Any
-]  # what is neither parameter nor optimizer state: BatchNorm statistics, ...
-# {"image": [B, H, W, C], "label": int32 [B] if the data has them, "other": [B, H, W, C], images of
-# a second domain if there is one}
+# What is neither parameter nor optimizer state: batch statistics, spectral vectors, codebooks, ...
+Extra = Mapping[str, Any]
+# {"x": [B, ...], "label": int32 [B] where the data have labels, "other": [B, ...] of a second
+# domain where there is one}
 Batch = Mapping[str, jax.Array]
-Loss = Callable[[Params, Extra, Batch, jax.Array], tuple[jax.Array, tuple[dict, Extra]]]
+Cond = Mapping[str, jax.Array]  # what samples are asked for: {} or {"label": int32 [n]}
+
+
+class Field(NamedTuple):
+    """What one entry of a batch, or one condition of a sample, holds for each example.
+
+    Attributes:
+      kind: a name of `modalities`, or "label".
+      shape: of one example; () for a label.
+      classes: values are 0..classes-1, of a label; 0 where there is no such bound.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    classes: int = 0
+
+
+class DataSpec(NamedTuple):
+    """All that a family sees of its data.
+
+    Attributes:
+      fields: {"x": Field} of what a model learns; "other" too where there is a second domain.
+      conditions: {"label": Field} where examples have labels, else {}.
+      sizes: {split: how many examples it holds}.
+    """
+
+    fields: Mapping[str, Field]
+    conditions: Mapping[str, Field]
+    sizes: Mapping[str, int]
+
+    @property
+    def kind(self) -> str:
+        """The modality of the data."""
+        return self.fields["x"].kind
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one example's x."""
+        return self.fields["x"].shape
+
+    @property
+    def classes(self) -> int:
+        """Of labels; 0 where there are none."""
+        return self.conditions["label"].classes if "label" in self.conditions else 0
+
+
+class View(NamedTuple):
+    """All that a loss sees of a run.
+
+    Attributes:
+      params: {player: tree}; a step differentiates one player's.
+      ema: {player: tree}, the averages as this step found them.
+      extra: batch statistics, spectral vectors, pools, codebooks.
+      constants: frozen networks, from `Family.constants`.
+      step: int32 scalar, steps done before this one.
+    """
+
+    params: Params
+    ema: Params
+    extra: Extra
+    constants: Any
+    step: jax.Array
+
+
+class Variables(NamedTuple):
+    """All that a model computes with outside training.
+
+    Attributes:
+      params: {player: tree}, the averages where a player has one.
+      extra: as in training.
+      prepared: what `Drawing.prepare` made of these; {} until then.
+    """
+
+    params: Params
+    extra: Extra
+    prepared: Any = {}  # noqa: RUF012  (never written to; jit takes no read-only mapping)
+
+
+Loss = Callable[[View, Batch, jax.Array], tuple[jax.Array, tuple[dict[str, jax.Array], Extra]]]
 
 
 class Phase(NamedTuple):
@@ -27,8 +106,8 @@ class Phase(NamedTuple):
 
     Attributes:
       player: whose parameters move: "net", or "generator" / "discriminator".
-      loss: (params, extra, batch, key) -> (scalar, ({metric: scalar}, extra)). It is differentiated
-        with respect to `params[player]` alone, so no loss needs a `stop_gradient` between players.
+      loss: (view, batch, key) -> (scalar, ({metric: scalar}, extra)). It is differentiated with
+        respect to `view.params[player]` alone, so no loss needs a `stop_gradient` between players.
       every: the phase runs when step % every == 0 (lazy regularisation).
       name: prefix of its metrics; the player's name where empty.
     """
@@ -39,61 +118,97 @@ class Phase(NamedTuple):
     name: str = ""
 
 
+class Drawing(NamedTuple):
+    """How a sample comes to be, as a machine with no loop in it; `sampling.driver` owns the loop.
+
+    Sample i depends on keys[i] and cond[i] alone, whatever it is drawn beside.
+
+    Attributes:
+      start: (variables, keys [n], cond) -> carry: noise, or all that `finish` needs.
+      finish: (variables, carry) -> samples [n, ...].
+      step: (variables, carry, cond, i int32 scalar) -> (carry, preview [n, ...]); None with no
+        steps. i counts 0..steps-1.
+      steps: how often `step` is called; 0 for a GAN or a VAE.
+      conditions: {name: Field} of what `cond` may hold.
+      prepare: (variables, codes) -> what `Variables.prepared` then holds, computed once for a
+        checkpoint and stored with it: batch statistics of averages, a prior fitted to codes.
+        `codes` is () -> {name: [N, ...]}, the codes of training data; only a fitted prior calls
+        it. None where samples need no such thing.
+      prepared_as: names what `prepare` computes and its settings, such as "mixture of 10".
+      between: (carry, carry, share scalar) -> carry, a share of the way from one sample to another:
+        frames of a family without steps. None where there is no such way.
+    """
+
+    start: Callable
+    finish: Callable
+    step: Callable | None = None
+    steps: int = 0
+    conditions: Mapping[str, Field] = {}
+    prepare: Callable | None = None
+    prepared_as: str = ""
+    between: Callable | None = None
+
+
+class Codec(NamedTuple):
+    """An encoder, and what goes with it.
+
+    Attributes:
+      encode: (variables, batch) -> {name: [B, ...]}, what the model keeps of each example, such as
+        {"mean", "logvar"} of a posterior.
+      decode: (variables, z [n, ...], cond) -> samples [n, ...] of codes such as `encode` calls
+        "mean"; None where codes cannot be decoded.
+      diagnose: {name: array [N, ...]}, the codes of N examples -> ({metric: float}, a warning in
+        words or ""): whether the codes are used.
+    """
+
+    encode: Callable
+    decode: Callable | None
+    diagnose: Callable
+
+
+class Views(NamedTuple):
+    """What people look at beside samples.
+
+    Attributes:
+      reconstruct: (variables, batch, key) -> {name: (given [B, ...], reconstruction [B, ...])}:
+        what the model makes of damaged or encoded examples, to be compared with batch["x"], or with
+        a third array beside the two; None where a family has no such thing.
+      figures: (variables, keys [n], cond) -> {caption: samples [rows, columns, ...]}: how codes and
+        samples go together; None where there is no such thing.
+    """
+
+    reconstruct: Callable | None = None
+    figures: Callable | None = None
+
+
 class Family(NamedTuple):
     """A model family as pure functions.
 
     Attributes:
       init: key -> (params, extra).
       phases: in the order in which they run within a step.
-      sample: (params, extra, keys [n], cond) -> images [n, H, W, C] in [-1, 1]. Image i depends on
-        keys[i] and cond[i] only. `cond` is {} or {"label": int32 [n]}. Compiles what it needs
-        itself: do not jit it (a host loop is the faster sampler on a CPU). None for a family that
-        draws nothing from noise.
-      evaluate: (params, extra, batch, key) -> {name: [B]}, a value per example.
+      evaluate: (variables, batch, key) -> {name: [B]}, a value per example.
       averaged: players whose EMA is kept, checkpointed and sampled from.
-      fresh: batches drawn per step; phase i sees batch i % fresh (n_critic updates on fresh data).
-      num_classes: labels that `sample` takes in `cond`; 0 for a family that takes none.
-      trajectory: like `sample`, with the number of frames as last argument -> [frames, n, H, W, C],
-        how a sample comes to be; None where a family has no such thing.
-      restore: (params, extra, batch, key) -> {name: (given [B, H, W, C], restored [B, H, W, C])}
-        images in [-1, 1]: what the model makes of damaged or encoded images, to be compared with
-        batch["image"], or with a third image beside the two; None where a family has no such thing.
-      likelihood: (params, extra, batch, key) -> {name: [B]}, like `evaluate`, but too dear for a
-        schedule: a whole bound, an importance-weighted one. Compiles what it needs itself; None
-        where a family has no such thing.
-      codes: (params, extra, batch) -> {name: [B, ...]}, what the model keeps of each image, such as
-        {"mean", "logvar"} of a posterior; None for a family without an encoder.
-      decode: (params, extra, z [n, ...], label int [n] or None) -> images [n, H, W, C] in [-1, 1]
-        of codes such as `codes` calls "mean".
-      diagnose: {name: array [N, ...]}, the `codes` of N images -> ({metric: float}, a warning in
-        words or ""): whether the codes are used.
-      prior: {name: array [N, ...]}, the `codes` of N training images -> what `extra` then holds for
-        `sample` to draw from them; None where samples need no such thing.
-      settle: (params, extra) -> extra as `sample` is to be given it, such as with batch statistics
-        of averaged parameters; None where what training keeps will do.
-      pictures: (params, extra, keys [n], cond) -> {caption: images [rows, columns, H, W, C]}, what
-        people look at to see how codes and images go together; None where there is no such thing.
-      carried: what of `extra` belongs to the weights, and goes with them to a run that starts from
-        this one: batch statistics, a codebook.
-      translate: (params, extra, images [n, H, W, C], direction "a2b" or "b2a") -> images of the
-        other domain, in [-1, 1]; None for a family of one domain.
+      batches_per_step: batches drawn per step; phase i sees batch i % batches_per_step.
+      transferred: names in `extra` that belong to the weights, and go with them to a run that
+        starts from this one: batch statistics, a codebook.
+      constants: () -> {name: tree of host arrays}, frozen networks that losses find in
+        `View.constants`. Called where training starts, and by nothing that only draws.
+      drawing, codec, views: capabilities; None where a family has none.
+      translate: (variables, x [n, ...], direction "a2b" or "b2a") -> examples of the other domain.
+      bound: (variables, batch, key) -> {name: [B]}, like `evaluate`, but too expensive for a
+        schedule: a whole likelihood bound, an importance-weighted one. Compiles what it needs.
     """
 
     init: Callable
     phases: tuple[Phase, ...]
-    sample: Callable | None
     evaluate: Callable
     averaged: tuple[str, ...]
-    fresh: int = 1
-    num_classes: int = 0
-    trajectory: Callable | None = None
-    restore: Callable | None = None
-    likelihood: Callable | None = None
-    codes: Callable | None = None
-    decode: Callable | None = None
-    diagnose: Callable | None = None
-    prior: Callable | None = None
-    settle: Callable | None = None
-    pictures: Callable | None = None
-    carried: tuple[str, ...] = ()
+    batches_per_step: int = 1
+    transferred: tuple[str, ...] = ()
+    constants: Callable[[], Mapping[str, Any]] | None = None
+    drawing: Drawing | None = None
+    codec: Codec | None = None
     translate: Callable | None = None
+    views: Views | None = None
+    bound: Callable | None = None

@@ -24,18 +24,18 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True, help="folder of TFDS")
     sources = datasets.load("mnist", data_dir=parser.parse_args().data_dir).sources
     train, test = (
-        sources[split].fetch(np.arange(len(sources[split])))["image"].reshape(-1, 784) / 255.0
+        sources[split].fetch(np.arange(len(sources[split])))["x"].reshape(-1, 784) / 255.0
         for split in ("train", "test")
     )
     rng = np.random.default_rng(0)
     print("| sigma | noisy | linear filter |\n|---|---|---|")
     for sigma in (0.3, 0.5):
-        given, seen = (np.clip(x + rng.normal(0, sigma, x.shape), 0, 1) for x in (train, test))
+        given, noisy = (np.clip(x + rng.normal(0, sigma, x.shape), 0, 1) for x in (train, test))
         mean_x, mean_y = train.mean(0), given.mean(0)
         y = given - mean_y
         filter_ = np.linalg.solve(y.T @ y + 1e-3 * np.eye(784), y.T @ (train - mean_x))
-        restored = np.clip((seen - mean_y) @ filter_ + mean_x, 0, 1)
-        print(f"| {sigma} | {psnr(seen, test):.2f} dB | {psnr(restored, test):.2f} dB |")
+        denoised = np.clip((noisy - mean_y) @ filter_ + mean_x, 0, 1)
+        print(f"| {sigma} | {psnr(noisy, test):.2f} dB | {psnr(denoised, test):.2f} dB |")
 
 
 if __name__ == "__main__":

@@ -37,8 +37,9 @@ def ours(variant: str, images: np.ndarray, width: int) -> Callable[[], None]:
     import jax
 
     from aigc_jax import build
-    from aigc_jax.data.datasets import DataSpec
-    from aigc_jax.training import loop, sharding
+    from aigc_jax.commands import common
+    from aigc_jax.family import DataSpec, Field
+    from aigc_jax.training import sharding
     from aigc_jax.training.step import active_phases
     from configs import gan_mnist
 
@@ -46,17 +47,19 @@ def ours(variant: str, images: np.ndarray, width: int) -> Callable[[], None]:
     with config.unlocked():
         config.train.batch_size = len(images)
         config.network.generator.width = config.network.discriminator.width = width
-    family = build.build(config, DataSpec(images.shape[1:], 0, {}))
-    plan, mesh = loop.recipe(config, family), sharding.make_mesh()
+    spec = DataSpec({"x": Field("image", images.shape[1:])}, {}, {})
+    family = build.build(config, spec)
+    plan, mesh = common.recipe_of(config, family, spec), sharding.make_mesh()
     target = sharding.abstract_state(plan, mesh, "replicated")
     state = sharding.new_state(plan, target, 0)
-    run = sharding.compile_step(plan, mesh, target)
-    batch = {"image": np.repeat(images[None], family.fresh, axis=0)}
+    run = sharding.compile_step(plan, mesh, target, {})
+    batch = {"x": np.repeat(images[None], family.batches_per_step, axis=0)}
 
     def round_() -> None:
         nonlocal state
         for i in range(ROUND):
-            state, metrics = run(active_phases(family, i), state, sharding.put(mesh, batch, axis=1))
+            placed = sharding.put(mesh, batch, axis=1)
+            state, metrics = run(active_phases(family, i), state, {}, placed)
         jax.block_until_ready((state.params, metrics))
 
     return round_

@@ -16,8 +16,9 @@ import tempfile
 import time
 
 from aigc_jax import build
+from aigc_jax.commands import train
 from aigc_jax.data import datasets, loader
-from aigc_jax.training import loop
+from aigc_jax.runs.examples import RealData
 from configs import ddpm_cifar
 
 
@@ -48,7 +49,8 @@ def share_waiting(dataset: datasets.Dataset, width: int, batch_size: int) -> tup
         config.train.update({"batch_size": batch_size, "steps": 30})
     family = build.build(config, dataset.spec)
     with tempfile.TemporaryDirectory() as folder:
-        loop.train(config, folder, family, dataset)
+        data = RealData("cifar10", dataset, "train", "test", batch_size)
+        train.fit(config, pathlib.Path(folder), family, data)
         rows = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
     last = json.loads(rows[-1])  # compilation fell into the first row
     return last["time/data_wait"], last["time/images_per_second"]

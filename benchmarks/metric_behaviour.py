@@ -14,9 +14,11 @@ from functools import partial
 import numpy as np
 from PIL import Image, ImageFilter
 
-from aigc_jax import judging
 from aigc_jax.data import datasets
 from aigc_jax.evaluation import evaluators, features
+from aigc_jax.evaluation.comparison import ImageComparison
+from aigc_jax.runs.examples import RealData
+from aigc_jax.runs.extractors import FeatureExtractors, real_split
 from aigc_jax.training import sharding
 
 SETS = {"cifar10": "resnet56", "mnist": "lenet"}
@@ -45,59 +47,46 @@ def blurred(images: np.ndarray, radius: float) -> np.ndarray:
 def study(name: str, network: str, data_dir: str, manifold_count: int) -> list[list[str]]:
     """Rows of one table."""
     dataset = datasets.load(name, data_dir=data_dir, splits=("train", "test"))
-    setting = {"network": network, "weights": None}
-    config = {"data": {"name": name}, "evaluations": NAMES, "evaluation": setting}
-    eye = judging.open_eye(config, dataset, sharding.make_mesh(), 500)
-    train, test = (judging.split_of(config, dataset, eye, split) for split in ("train", "test"))
+    data = RealData(name, dataset, "train", "test", 500)
+    extract = FeatureExtractors(sharding.make_mesh(), 500).open(network, None, data.spec.shape)
+    train, test = (real_split(data, split, extract) for split in ("train", "test"))
 
     def measure(title: str, found: features.Features) -> list[str]:
-        subject = evaluators.Subject(
+        comparison = ImageComparison(
             network=network,
-            extract=lambda batches: (list(batches), found)[1],
-            sample=lambda: iter([np.zeros((1, 1, 1, 1), np.uint8)]),
+            drawn=lambda: found,
             labels=None,
             reference=train,
             held_out=test,
             statistics=None,
             manifold_count=manifold_count,
-            evaluate=None,
-            restore=None,
-            likelihood=None,
-            likelihood_count=0,
-            diagnose=None,
-            pictures=dict,
-            mixture=None,
-            examples=None,
-            key=None,
         )
-        subject.__dict__["real"] = real  # read once
-        rows = {r.metric: r for r in evaluators.run(subject, NAMES, real=False)}
+        rows = [row for n in NAMES for row in evaluators.of_samples(n, comparison, real=False)]
+        by_name = {row.metric: row for row in rows}
         cells = [title, str(len(found.features))]
         for metric in SHOWN:
-            row = rows[f"{metric}_{network}"]
+            row = by_name[f"{metric}_{network}"]
             error = f" ± {row.error:.2g}" if row.error and metric == "kd" else ""
             cells.append(f"{row.value:.4g}{error}")
         print(" | ".join(cells), flush=True)
         return cells
 
-    real = train.features()
-    unseen = test.features()
-    rows = [measure(f"test, {n} images", unseen.some(n)) for n in SIZES]
-    rows += [measure(f"train, {n} images", real.some(n)) for n in SIZES]
-    chosen = dataset.sources["train"].fetch(features.some(len(real.features), 10_000))
-    images, labels = chosen["image"], chosen["label"]
-    clean = real.some(10_000)
+    real = train.features
+    rows = [measure(f"test, {n} images", test.features.subsample(n)) for n in SIZES]
+    rows += [measure(f"train, {n} images", real.subsample(n)) for n in SIZES]
+    index = features.subsample(len(real.features), 10_000)
+    chosen = dataset.sources["train"].fetch(index)
+    images, labels = chosen["x"], chosen["label"]
+    clean = real.subsample(10_000)
     members = np.flatnonzero(labels == 3)
     for share in (0.1, 0.5, 1.0):
         kept = np.setdiff1d(np.arange(10_000), members[: round(share * len(members))])
         part = features.Features(clean.features[kept], clean.logits[kept])
         rows.append(measure(f"train, {share:.0%} of class 3 left out", part))
     for sigma in (0.02, 0.05, 0.1):
-        changed = eye.extract(np.array_split(noisy(images, sigma), 20))
-        rows.append(measure(f"train, noise of sigma {sigma}", changed))
+        rows.append(measure(f"train, noise of sigma {sigma}", extract(noisy(images, sigma))))
     for radius in (0.4, 0.6, 1.0):
-        changed = eye.extract(np.array_split(blurred(images, radius), 20))
-        rows.append(measure(f"train, blur of {radius} pixels", changed))
+        rows.append(measure(f"train, blur of {radius} pixels", extract(blurred(images, radius))))
     return rows
 
 

@@ -21,7 +21,9 @@ METRICS = ("mixture_modes", "high_quality", "reverse_kl", "reverse_kl_all", "raw
 
 def measure(mixture: str, loss: str, seed: int, steps: int) -> tuple[dict[str, float], float]:
     """{metric: value} of one run, "raw" of the generator without average, and its seconds."""
-    from aigc_jax import experiment
+    from ml_collections import ConfigDict
+
+    from aigc_jax.commands import evaluate, train
     from configs import gan_mixture
 
     config = gan_mixture.get_config("+".join(v for v in (mixture, loss) if v and v != PLAIN))
@@ -34,16 +36,15 @@ def measure(mixture: str, loss: str, seed: int, steps: int) -> tuple[dict[str, f
                 "log.sample_every": 0,
                 "evaluation.scheduled_count": 0,
                 "evaluation.at_end": False,
-                "evaluations": ("mixture",),
             }
         )
+        config.evaluations = ConfigDict({"mixture": {}})
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        experiment.train(config, folder)
+        train.run(config, folder)
         seconds = time.perf_counter() - start
         rows, raw = (
-            experiment.evaluate(folder, count=100_000, batch_size=10_000, raw=raw)
-            for raw in (False, True)
+            evaluate.run(folder, count=100_000, batch_size=10_000, raw=raw) for raw in (False, True)
         )
     last = {row.metric: row.value for row in raw}["reverse_kl_all"]
     return {row.metric: row.value for row in rows} | {"raw": last}, seconds

@@ -22,8 +22,9 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from aigc_jax import build
-from aigc_jax.data.datasets import DataSpec
-from aigc_jax.training import loop, sharding
+from aigc_jax.commands import common
+from aigc_jax.family import DataSpec, Field
+from aigc_jax.training import sharding
 from aigc_jax.training.step import active_phases
 
 
@@ -45,17 +46,21 @@ def main() -> None:
     with config.unlocked():
         config.train.batch_size = batch_size
     shape = tuple(options.image_shape)
-    family = build.build(config, DataSpec(shape, options.classes, {}))
-    plan = loop.recipe(config, family)
-    target = sharding.abstract_state(plan, mesh, config.train.sharding)
-    step = sharding.compile_step(plan, mesh, target)
-    rows = (family.fresh, batch_size)
+    label = Field("label", (), options.classes)
+    spec = DataSpec({"x": Field("image", shape)}, {"label": label}, {})
+    family = build.build(config, spec)
+    recipe = common.recipe_of(config, family, spec)
+    target = sharding.abstract_state(recipe, mesh, config.train.sharding)
+    constants = jax.eval_shape(family.constants) if family.constants else {}
+    constants = sharding.laid_out(constants, mesh, config.train.sharding)
+    step = sharding.compile_step(recipe, mesh, target, constants)
+    rows = (family.batches_per_step, batch_size)
     batch = {
-        "image": jax.ShapeDtypeStruct((*rows, *shape), jnp.uint8),
+        "x": jax.ShapeDtypeStruct((*rows, *shape), jnp.uint8),
         "label": jax.ShapeDtypeStruct(rows, jnp.int32),
     }
     began = time.perf_counter()
-    compiled = step.lower(active_phases(family, 0), target, batch).compile()
+    compiled = step.lower(active_phases(family, 0), target, constants, batch).compile()
     seconds = time.perf_counter() - began
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     print(f"{options.config} on {options.topology}: {mesh.size} chips, global batch {batch_size}")

@@ -26,23 +26,26 @@ def ours(variant: str, images: np.ndarray) -> tuple[Callable[[], None], int]:
     import jax
 
     from aigc_jax import build
-    from aigc_jax.data.datasets import DataSpec
-    from aigc_jax.training import loop, sharding
+    from aigc_jax.commands import common
+    from aigc_jax.family import DataSpec, Field
+    from aigc_jax.training import sharding
     from configs import vae_mnist
 
     config = vae_mnist.get_config(variant)
+    spec = DataSpec({"x": Field("image", (28, 28, 1))}, {"label": Field("label", (), 10)}, {})
+    family = build.build(config, spec)
     with config.unlocked():
         config.train.batch_size = len(images)
-    family = build.build(config, DataSpec((28, 28, 1), 10, {}))
-    plan, mesh = loop.recipe(config, family), sharding.make_mesh()
+    plan = common.recipe_of(config, family, spec)
+    mesh = sharding.make_mesh()
     target = sharding.abstract_state(plan, mesh, "replicated")
     state = sharding.new_state(plan, target, 0)
-    run = sharding.compile_step(plan, mesh, target)
+    run = sharding.compile_step(plan, mesh, target, {})
 
     def step() -> None:
         nonlocal state
-        batch = sharding.put(mesh, {"image": images[None]}, axis=1)
-        state, metrics = run((0,), state, batch)
+        batch = sharding.put(mesh, {"x": images[None]}, axis=1)
+        state, metrics = run((0,), state, {}, batch)
         jax.block_until_ready((state.params, metrics))
 
     return step, sum(x.size for x in jax.tree.leaves(target.params))

@@ -10,23 +10,25 @@ likelihood; the test's neg_elbo is one all the same. Nothing is published on thi
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import vae
+from configs.bases.base import finish
 
 VARIANTS = {
-    "linear": {"vae.beta": 1.0, "vae.kl": "linear", "vae.kl_steps": 2345},
-    "cyclical": {"vae.beta": 1.0, "vae.kl": "cyclical", "vae.kl_steps": 1172},
-    "free_bits": {"vae.beta": 1.0, "vae.free_bits": 0.5},
-    "capacity": {"vae.kl": "capacity", "vae.kl_steps": 4690},
-    "smoke": common.VAE_SMOKE,
+    "linear": {"vae.kl.beta": 1.0, "vae.kl.weight": "linear", "vae.kl.steps": 2345},
+    "cyclical": {"vae.kl.beta": 1.0, "vae.kl.weight": "cyclical", "vae.kl.steps": 1172},
+    "free_bits": {"vae.kl.beta": 1.0, "vae.kl.free_bits": 0.5},
+    "capacity": {"vae.kl.weight": "capacity", "vae.kl.steps": 4690},
+    "smoke": vae.SMOKE,
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.vae()
+    config = vae.vae()
     config.data.name = "mnist"
-    config.vae.update({"binarise": "dynamic", "beta": 4.0})
+    config.vae.binarise = "dynamic"
+    config.vae.kl.beta = 4.0
     config.train.steps = 4690
     config.log.update({"eval_every": 469, "sample_every": 469})
     config.evaluation.update({"network": "lenet", "count": 10_000})
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

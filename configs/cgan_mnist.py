@@ -12,22 +12,23 @@ published in the features of our LeNet; docs/results.md has what we measured.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import gan
+from configs.bases.base import finish
 
 VARIANTS = {
     "concat": {"network.discriminator.conditioning": "concat"},
     "classifier": {"network.discriminator.conditioning": "classifier"},
-    "smoke": common.GAN_SMOKE,
+    "smoke": gan.SMOKE,
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.gan()
+    config = gan.gan()
     config.data.name = "mnist"
     config.network.generator.width = 32
     config.network.discriminator.update({"width": 32, "conditioning": "projection"})
     config.train.update({"batch_size": 64, "steps": 4690})  # 5 epochs
     config.log.update({"eval_every": 938, "sample_every": 938})
     config.evaluation.update({"network": "lenet", "count": 10_000, "examples": 1024})
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

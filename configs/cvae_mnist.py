@@ -9,22 +9,23 @@ docs/results.md has what we measured.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import vae
+from configs.bases.base import finish
 
 VARIANTS = {
     "conv": {"network": {"name": "conv", "latent": 20, "widths": (32, 64)}},
     "mixture": {"sampling.prior": "mixture"},
-    "smoke": common.VAE_SMOKE,
+    "smoke": vae.SMOKE,
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.vae()
+    config = vae.vae()
     config.data.name = "mnist"
     config.vae.update({"binarise": "dynamic", "conditional": True})
     config.train.steps = 9380
     config.optimizer.schedule = "cosine"
     config.log.update({"eval_every": 938, "sample_every": 938})
     config.evaluation.update({"network": "lenet", "count": 10_000})
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

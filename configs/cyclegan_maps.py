@@ -15,7 +15,8 @@ The published batch is 1. Several devices need a batch that they divide, such as
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import cyclegan
+from configs.bases.base import finish
 
 AT_128 = {"data.image_size": 128, "augment.jitter": 15, "network.generator.blocks": 6}
 VARIANTS = {
@@ -34,15 +35,15 @@ VARIANTS = {
         "log.sample_every": 1000,
         "checkpoint.every": 1000,
     },
-    "bf16": common.CYCLEGAN_BF16,
-    "smoke": common.CYCLEGAN_SMOKE,
+    "bf16": cyclegan.BF16,
+    "smoke": cyclegan.SMOKE,
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.cyclegan()
+    config = cyclegan.cyclegan()
     config.data.name = "cycle_gan/maps"
     config.update_from_flattened_dict(AT_128)
     config.train.steps = 200 * 1096
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

@@ -11,21 +11,22 @@ Other losses are variants; those with a penalty go without batch norm in the dis
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import gan
+from configs.bases.base import finish
 
-VARIANTS = common.GAN_LOSSES | {
+VARIANTS = gan.LOSSES | {
     # One's own faces, framed already: a folder or .zip in data.path.
     "folder": {"data.name": "folder", "data.crop": 0},
     "narrow": {"network.generator.width": 32, "network.discriminator.width": 32},
     "bf16": {"network.generator.dtype": "bfloat16", "network.discriminator.dtype": "bfloat16"},
     "fsdp": {"train.sharding": "fsdp"},
-    "smoke": common.GAN_SMOKE,
+    "smoke": gan.SMOKE,
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.gan()
+    config = gan.gan()
     config.data.update({"name": "celeb_a", "crop": 140, "image_size": 64})
     config.augment.flip = True
     for player in ("generator", "discriminator"):
@@ -34,4 +35,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.log.update({"eval_every": 2000, "sample_every": 2000})
     config.checkpoint.every = 2000
     config.evaluation.examples = 2048
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

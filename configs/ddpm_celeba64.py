@@ -11,18 +11,19 @@ so scores will not compare to the digit. Not trained to the end here, and no tim
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import diffusion
+from configs.bases.base import finish
 
-VARIANTS = common.DDPM_VARIANTS | {
+VARIANTS = diffusion.VARIANTS | {
     # One's own faces, framed already: a folder or .zip in data.path.
     "folder": {"data.name": "folder", "data.crop": 0},
-    "smoke": common.DDPM_SMOKE,
+    "smoke": diffusion.SMOKE,
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.ddpm()
+    config = diffusion.ddpm()
     config.data.update({"name": "celeb_a", "crop": 140, "image_size": 64})
     config.augment.flip = True
     config.network.multipliers = (1, 2, 2, 2, 4)
@@ -32,4 +33,4 @@ def get_config(variant: str = "") -> ConfigDict:
         ("fid", 3.51, "Song et al. 2021, table 1: DDIM, 1,000 steps, eta 0"),
         ("fid", 9.17, "Song et al. 2021, table 1: DDIM, 50 steps, eta 0"),
     )
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

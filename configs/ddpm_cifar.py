@@ -12,14 +12,15 @@ Euswbnix/DDPM-Diffusion-Model); ours was not timed on an accelerator yet.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import diffusion
+from configs.bases.base import finish
 
-VARIANTS = common.DDPM_VARIANTS | {"smoke": common.DDPM_SMOKE}
+VARIANTS = diffusion.VARIANTS | {"smoke": diffusion.SMOKE}
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.ddpm()  # its numbers are this experiment's
+    config = diffusion.ddpm()  # its numbers are this experiment's
     config.data.name = "cifar10"
     config.augment.flip = True
     config.evaluation.examples = 2048
@@ -28,4 +29,4 @@ def get_config(variant: str = "") -> ConfigDict:
         ("inception_score", 9.46, "Ho et al. 2020, table 1"),
         ("bits_per_dim", 3.75, "Ho et al. 2020, table 1, upper bound (test set)"),
     )
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

@@ -7,17 +7,18 @@ scikit-learn's 1,797 handwritten digits, 8x8. Not published anywhere: it is here
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import diffusion
+from configs.bases.base import finish
 
-VARIANTS = common.DDPM_VARIANTS | {
-    "smoke": common.DDPM_SMOKE
+VARIANTS = diffusion.VARIANTS | {
+    "smoke": diffusion.SMOKE
     | {"evaluation.at_end": True, "evaluation.count": 100, "evaluation.scheduled_count": 50},
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.ddpm()
+    config = diffusion.ddpm()
     config.data.name = "digits"
     config.network.update(
         {
@@ -34,9 +35,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.update({"batch_size": 64, "steps": 4000})
     config.optimizer.update({"learning_rate": 1e-3, "warmup": 100, "schedule": "cosine"})
     config.ema.update({"half_life": 20_000.0, "ramp": 0.1})
-    config.log.update({"eval_every": 1000, "sample_every": 1000})
+    config.log.update({"eval_every": 1000, "sample_every": 1000, "first_sample": 500})
     config.checkpoint.update({"every": 1000, "best": "test/loss"})
     config.evaluation.update(
         {"network": "digits", "count": 500, "scheduled_count": 200, "at_end": True}
     )
-    return common.finish(config, VARIANTS, variant)
+    config.evaluation.likelihood_count = 128  # the whole bound is a thousand network calls each
+    return finish(config, VARIANTS, variant)

@@ -8,14 +8,15 @@ MNIST has no published DDPM score under one protocol; docs/results.md has what w
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import diffusion
+from configs.bases.base import finish
 
-VARIANTS = common.DDPM_VARIANTS | {"smoke": common.DDPM_SMOKE}
+VARIANTS = diffusion.VARIANTS | {"smoke": diffusion.SMOKE}
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.ddpm()
+    config = diffusion.ddpm()
     config.data.name = "mnist"
     # 28 halves twice: 28, 14, 7.
     config.network.update(
@@ -31,4 +32,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint.update({"every": 250, "best": "test/loss"})
     config.evaluation.update({"network": "lenet", "count": 10_000, "examples": 2000})
     config.evaluation.likelihood_count = 256  # a thousand network calls each
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

@@ -13,26 +13,27 @@ PSNR stands under one protocol; the best linear filter, fitted on the same data,
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import vae
+from configs.bases.base import finish
 
 VARIANTS = {
-    "sigma5": {"vae.noise_level": 0.5},
-    "salt_pepper": {"vae.noise": "salt_pepper", "vae.noise_level": 0.25},
-    "unclipped": {"vae.noise_clip": False},
-    "smoke": common.VAE_SMOKE,
+    "sigma5": {"vae.noise.level": 0.5},
+    "salt_pepper": {"vae.noise.kind": "salt_pepper", "vae.noise.level": 0.25},
+    "unclipped": {"vae.noise.clip": False},
+    "smoke": vae.SMOKE,
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.vae()
+    config = vae.vae()
     config.data.name = "mnist"
     config.network.update({"latent": 128, "hidden": (1000, 500)})
     # A sigma below what the error would choose: pixels weigh more than the code.
-    config.vae.update({"likelihood": "gaussian", "sigma": 0.1})
-    config.vae.update({"noise": "gaussian", "noise_level": 0.3})
+    config.vae.likelihood.update({"name": "gaussian", "sigma": 0.1})
+    config.vae.noise.update({"kind": "gaussian", "level": 0.3})
     config.train.steps = 14_070
     config.optimizer.schedule = "cosine"
     config.log.update({"eval_every": 1407, "sample_every": 1407})
     config.evaluation.update({"network": "lenet", "count": 10_000})
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

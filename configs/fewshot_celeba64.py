@@ -12,27 +12,30 @@ images of Obama: FID 80.20 without augmentation, 46.87 with (mit-han-lab/data-ef
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import gan
+from configs.bases.base import finish
 
 VARIANTS = {
     "scratch": {"gan.frozen": 0},
-    "plain": {"gan.augment": ()},
-    "adaptive": {"gan.augment_probability": 0.0, "gan.augment_target": 0.6},
-    "smoke": common.GAN_SMOKE,
+    "plain": {"gan.augment.policy": ()},
+    "adaptive": {"gan.augment.probability": 0.0, "gan.augment.target": 0.6},
+    "smoke": gan.SMOKE,
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.gan()
+    config = gan.gan()
     config.data.update({"name": "folder", "image_size": 64, "train_split": "train[:100]"})
     config.augment.flip = True
     for player in ("generator", "discriminator"):
         config.network[player].dtype = "float32"
     config.network.discriminator.norm = "none"
-    config.gan.update({"loss": "relativistic", "penalty": "r1_r2", "penalty_weight": 1.0})
-    config.gan.update({"augment": ("color", "translation", "cutout"), "frozen": 2})
+    config.gan.loss = "relativistic"
+    config.gan.penalty.update({"name": "r1_r2", "weight": 1.0})
+    config.gan.augment.policy = ("color", "translation", "cutout")
+    config.gan.frozen = 2
     config.train.update({"batch_size": 32, "steps": 5000})
     config.log.update({"eval_every": 500, "sample_every": 500})
     config.checkpoint.every = 500
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

@@ -8,11 +8,12 @@ published on this data; docs/results.md has what we measured.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import gan
+from configs.bases.base import SMOKE, finish
 
 VARIANTS = {
-    "non_saturating": {"gan.loss": "non_saturating", "gan.penalty": "none"},
-    "smoke": common.SMOKE
+    "non_saturating": {"gan.loss": "non_saturating", "gan.penalty.name": "none"},
+    "smoke": SMOKE
     | {
         "network.generator.hidden": (16,),
         "network.discriminator.hidden": (16,),
@@ -23,7 +24,7 @@ VARIANTS = {
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.gan()
+    config = gan.gan()
     config.data.name = "digits"
     config.network = ConfigDict(
         {
@@ -31,7 +32,8 @@ def get_config(variant: str = "") -> ConfigDict:
             "discriminator": {"name": "mlp", "hidden": (256, 256), "conditioning": "none"},
         }
     )
-    config.gan.update({"loss": "relativistic", "penalty": "r1_r2", "penalty_weight": 1.0})
+    config.gan.loss = "relativistic"
+    config.gan.penalty.update({"name": "r1_r2", "weight": 1.0})
     config.train.update({"batch_size": 64, "steps": 15_000})
     config.optimizer.update({"learning_rate": 1e-3, "b1": 0.0, "b2": 0.99, "schedule": "cosine"})
     config.log.update({"eval_every": 3000, "sample_every": 3000})
@@ -39,4 +41,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.evaluation.update({"network": "digits", "count": 500, "at_end": True})
     config.evaluation.scheduled_count = 500
     config.checkpoint.best = "eval/fd_digits"
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

@@ -11,25 +11,29 @@ Three layers of 128, 10,000 steps of 256 points: seconds to a minute. docs/resul
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import gan
+from configs.bases.base import SMOKE, finish
 
 VARIANTS = {
     "grid": {"data.name": "grid"},
-    "minimax": {"gan.loss": "minimax", "gan.penalty": "none"},
-    "non_saturating": {"gan.loss": "non_saturating", "gan.penalty": "none"},
-    "lsgan": {"gan.loss": "least_squares", "gan.penalty": "none"},
-    "hinge": {"gan.loss": "hinge", "gan.penalty": "none"},
-    "wgan_gp": {"gan.loss": "wasserstein", "gan.penalty": "gradient_penalty", "gan.critics": 5},
-    "r1": {"gan.loss": "non_saturating", "gan.penalty": "r1"},
-    "dragan": {"gan.loss": "non_saturating", "gan.penalty": "dragan"},
-    "smoke": common.SMOKE
-    | {"network.generator.hidden": (16,), "network.discriminator.hidden": (16,)},
+    "minimax": {"gan.loss": "minimax", "gan.penalty.name": "none"},
+    "non_saturating": {"gan.loss": "non_saturating", "gan.penalty.name": "none"},
+    "lsgan": {"gan.loss": "least_squares", "gan.penalty.name": "none"},
+    "hinge": {"gan.loss": "hinge", "gan.penalty.name": "none"},
+    "wgan_gp": {
+        "gan.loss": "wasserstein",
+        "gan.penalty.name": "gradient_penalty",
+        "gan.critics": 5,
+    },
+    "r1": {"gan.loss": "non_saturating", "gan.penalty.name": "r1"},
+    "dragan": {"gan.loss": "non_saturating", "gan.penalty.name": "dragan"},
+    "smoke": SMOKE | {"network.generator.hidden": (16,), "network.discriminator.hidden": (16,)},
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.gan()
+    config = gan.gan()
     config.data.name = "ring"
     config.network = ConfigDict(
         {
@@ -43,11 +47,12 @@ def get_config(variant: str = "") -> ConfigDict:
             "discriminator": {"name": "mlp", "hidden": (128, 128, 128), "conditioning": "none"},
         }
     )
-    config.gan.update({"loss": "relativistic", "penalty": "r1_r2", "penalty_weight": 0.1})
+    config.gan.loss = "relativistic"
+    config.gan.penalty.update({"name": "r1_r2", "weight": 0.1})
     config.train.update({"batch_size": 256, "steps": 10_000})
     config.optimizer.update({"learning_rate": 1e-3, "b1": 0.0, "b2": 0.9, "schedule": "cosine"})
     config.log.update({"every": 500, "eval_every": 2500, "sample_every": 2500, "samples": 2000})
     config.checkpoint.every = 5000
-    config.evaluations = ("examples", "mixture")
+    config.evaluations = ConfigDict({"examples": {}, "mixture": {}})
     config.evaluation.update({"count": 20_000, "scheduled_count": 5000, "at_end": True})
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

@@ -15,14 +15,15 @@ import functools
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import gan
+from configs.bases.base import finish
 
 # R3GAN's game. A penalty that falls to a tenth, as theirs does, made worse digits (of one seed).
 MODERN = {
     "network.discriminator.norm": "none",
     "gan.loss": "relativistic",
-    "gan.penalty": "r1_r2",
-    "gan.penalty_weight": 0.1,
+    "gan.penalty.name": "r1_r2",
+    "gan.penalty.weight": 0.1,
     "optimizer.schedule": "cosine",
     "optimizer.learning_rate": 5e-4,
     "optimizer.learning_rate_end": 5e-5,
@@ -30,11 +31,11 @@ MODERN = {
     "optimizer.b2": 0.99,
 }
 # DCGAN's own in its place, which the other losses start from.
-PLAIN = {key: functools.reduce(getattr, key.split("."), common.gan()) for key in MODERN}
+PLAIN = {key: functools.reduce(getattr, key.split("."), gan.gan()) for key in MODERN}
 VARIANTS = {
     "non_saturating": PLAIN,
-    **{name: PLAIN | changes for name, changes in common.GAN_LOSSES.items()},
-    "diffaugment": common.GAN_LOSSES["diffaugment"],  # of whatever loss
+    **{name: PLAIN | changes for name, changes in gan.LOSSES.items()},
+    "diffaugment": gan.LOSSES["diffaugment"],  # of whatever loss
     "mlp": {
         "network.generator": {
             "name": "mlp",
@@ -48,17 +49,17 @@ VARIANTS = {
             "conditioning": "none",
         },
     },
-    "smoke": common.GAN_SMOKE,
+    "smoke": gan.SMOKE,
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.gan()
+    config = gan.gan()
     config.data.name = "mnist"
     config.network.generator.width = config.network.discriminator.width = 32
     config.update_from_flattened_dict(MODERN)
     config.train.update({"batch_size": 64, "steps": 9380})  # 10 epochs
     config.log.update({"eval_every": 1876, "sample_every": 1876})
     config.evaluation.update({"network": "lenet", "count": 10_000, "examples": 1024})
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

@@ -11,12 +11,13 @@ and R3GAN's loss, in the classes of our LeNet.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import gan
+from configs.bases.base import finish
 
 VARIANTS = {
     "non_saturating": {
         "gan.loss": "non_saturating",
-        "gan.penalty": "none",
+        "gan.penalty.name": "none",
         "network.discriminator.norm": "batch",
     },
     "small": {
@@ -27,21 +28,23 @@ VARIANTS = {
         "log.eval_every": 1000,
         "log.sample_every": 1000,
     },
-    "smoke": common.GAN_SMOKE,
+    "smoke": gan.SMOKE,
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.gan()
+    config = gan.gan()
     config.data.name = "stacked_mnist"
     config.network.discriminator.norm = "none"
-    config.gan.update({"loss": "relativistic", "penalty": "r1_r2", "penalty_weight": 1.0})
+    config.gan.loss = "relativistic"
+    config.gan.penalty.update({"name": "r1_r2", "weight": 1.0})
     config.train.update({"batch_size": 128, "steps": 25_000})
     config.log.update({"eval_every": 2500, "sample_every": 2500})
     config.checkpoint.every = 2500
-    config.evaluations = ("examples", "fid", "modes", "diversity")
+    names = ("examples", "fid", "modes", "diversity")
+    config.evaluations = ConfigDict({name: {} for name in names})
     config.evaluation.update({"network": "stacked_lenet", "count": 26_000, "examples": 1024})
     config.evaluation.reference_split = "train[:26000]"
     config.published = (("modes_stacked_lenet", 1000.0, "PacDCGAN2, Lin et al. 2018, table 2"),)
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

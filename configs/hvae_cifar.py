@@ -12,7 +12,8 @@ docs/results.md has "small".
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import base, vae
+from configs.bases.base import finish, half_life
 
 DIMS = 32 * 32 * 3
 
@@ -31,12 +32,13 @@ VARIANTS = {
         "evaluation.count": 1000,
         "ema.half_life": 6400.0,
     },
-    "beta_warmup": {"vae.kl": "linear", "vae.kl_steps": 10_000},
+    "beta_warmup": {"vae.kl.weight": "linear", "vae.kl.steps": 10_000},
     "cool": {"sampling.temperature": 0.8},
     "bf16": {"network.dtype": "bfloat16"},
     "fsdp": {"train.sharding": "fsdp"},
-    "smoke": common.VAE_SMOKE
+    "smoke": base.SMOKE
     | {
+        "network.latent": 4,
         "network.width": 8,
         "network.encoder": "32d4,8d8,1x1",
         "network.decoder": "1x1,8m1,32m8",
@@ -47,21 +49,8 @@ VARIANTS = {
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.vae()
+    config = vae.hierarchical_vae()
     config.data.name = "cifar10"
-    config.network = ConfigDict(
-        {
-            "name": "ladder",
-            "width": 384,
-            "latent": 16,
-            "encoder": "32x11,32d2,16x6,16d2,8x6,8d2,4x3,4d4,1x3",
-            "decoder": "1x1,4m1,4x2,8m4,8x5,16m8,16x10,32m16,32x21",
-            "bottleneck": 0.25,
-            "dtype": "float32",
-        }
-    )
-    config.vae.likelihood = "logistic_mixture"
-    config.sampling = ConfigDict({"temperature": 1.0})
     config.train.update({"batch_size": 32, "steps": 1_000_000})
     config.optimizer.update(
         {
@@ -77,9 +66,9 @@ def get_config(variant: str = "") -> ConfigDict:
         }
     )
     config.optimizer.skip_above = 400.0 * DIMS
-    config.ema.update({"half_life": common.half_life(0.9999, 32), "ramp": 0.0})
+    config.ema.update({"half_life": half_life(0.9999, 32), "ramp": 0.0})
     config.log.update({"eval_every": 10_000, "sample_every": 10_000})
     config.checkpoint.update({"every": 5000, "best": "test/neg_elbo"})
     config.evaluation.examples = 2048
     config.published = (("bits_per_dim", 2.87, "openai/vdvae README, mean of four runs, test set"),)
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

@@ -12,21 +12,23 @@ importance samples, one stochastic layer: 87.75, 85.46 and 84.59 nats for k = 1,
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import vae
+from configs.bases.base import finish
 
 VARIANTS = {
-    "k1": {"vae.importance": 1},
-    "k50": {"vae.importance": 50},
-    "smoke": common.VAE_SMOKE | {"network.hidden": (16,)},
+    "k1": {"vae.importance.samples": 1},
+    "k50": {"vae.importance.samples": 50},
+    "smoke": vae.SMOKE | {"network.hidden": (16,)},
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.vae()
+    config = vae.vae()
     config.data.name = "mnist"
     config.network.update({"latent": 50, "hidden": (200, 200), "activation": "tanh"})
-    config.vae.update({"binarise": "dynamic", "importance": 5, "test_samples": 5000})
+    config.vae.binarise = "dynamic"
+    config.vae.importance.update({"samples": 5, "test_samples": 5000})
     config.train.update({"batch_size": 20, "steps": 30_000})
     config.optimizer.schedule = "cosine"
     config.log.update({"every": 1000, "eval_every": 3000, "sample_every": 3000})
@@ -35,4 +37,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.published = (
         ("neg_log_p_iw5000", 85.46, "xqding/Importance_Weighted_Autoencoders, k = 5, 3,280 epochs"),
     )
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

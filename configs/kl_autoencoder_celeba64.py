@@ -9,19 +9,20 @@ L1, LPIPS of VGG-16 and a KL of weight 1e-6, "adversarial" also against a patch 
 Rombach et al. 2022 (arXiv:2112.10752; CompVis/latent-diffusion:configs/autoencoder/
 autoencoder_kl_64x64x3.yaml), which published a reconstruction FID of 0.27 and 27.53 dB for f4 on
 ImageNet at 256x256; nothing is published on these faces. The weights of VGG-16 come by
---config.vae.feature_weights=FILE, torchvision's vgg16 or the state dict of lpips.LPIPS(net="vgg");
-"plain" goes without. Codes hold an image nearly exactly and are far from N(0, I): samples of the
-prior are noise, which is what a diffusion model over codes is for.
+--config.vae.perceptual.weights=FILE, torchvision's vgg16 or the state dict of
+lpips.LPIPS(net="vgg"); "plain" goes without. Codes hold an image nearly exactly and are far from
+N(0, I): samples of the prior are noise, which is what a diffusion model over codes is for.
 """
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import base, vae
+from configs.bases.base import finish
 
 VARIANTS = {
-    "plain": {"vae.feature_network": ""},
-    "resnet56": {"vae.feature_network": "resnet56"},  # in the maps of CIFAR-10's classifier
-    "adversarial": {"vae.adversary_weight": 0.5},  # with a patch discriminator
+    "plain": {"vae.perceptual.network": ""},
+    "resnet56": {"vae.perceptual.network": "resnet56"},  # in the maps of CIFAR-10's classifier
+    "adversarial": {"vae.adversary.weight": 0.5},  # with a patch discriminator
     "f8": {"network.multipliers": (1, 2, 4, 4), "network.latent": 4},
     "folder": {"data.name": "folder", "data.crop": 0},
     "small": {
@@ -39,23 +40,23 @@ VARIANTS = {
     },
     "bf16": {"network.dtype": "bfloat16"},
     "fsdp": {"train.sharding": "fsdp"},
-    "smoke": common.SMOKE
+    "smoke": base.SMOKE
     | {
         "network.width": 8,
         "network.multipliers": (1, 1, 1),
         "network.blocks": 1,
         "network.attention": False,
         "network.groups": 4,
-        "vae.feature_network": "",
-        "vae.adversary_weight": 0.5,
-        "vae.adversary_start": 1,
+        "vae.perceptual.network": "",
+        "vae.adversary.weight": 0.5,
+        "vae.adversary.start": 1,
     },
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.vae()
+    config = vae.vae()
     config.data.update({"name": "celeb_a", "crop": 140, "image_size": 64})
     config.augment.flip = True
     config.network = ConfigDict(
@@ -70,11 +71,15 @@ def get_config(variant: str = "") -> ConfigDict:
             "dtype": "float32",
         }
     )
-    config.vae.update({"likelihood": "laplace", "beta": 1e-6, "feature_network": "vgg16"})
+    config.vae.likelihood.name = "laplace"
+    config.vae.kl.beta = 1e-6
+    config.vae.perceptual.network = "vgg16"
     config.train.update({"batch_size": 64, "steps": 200_000})
     config.optimizer.update({"learning_rate": 1e-4, "b1": 0.5, "b2": 0.9})
     config.log.update({"eval_every": 5000, "sample_every": 5000})
     config.checkpoint.update({"every": 5000, "best": "test/distortion"})
     config.evaluation.examples = 2048
-    config.evaluations = ("examples", "diagnosis", "restoration")  # the prior's samples are noise
-    return common.finish(config, VARIANTS, variant)
+    # No metrics of samples: the prior's samples are noise.
+    names = ("examples", "diagnosis", "reconstruction")
+    config.evaluations = ConfigDict({name: {} for name in names})
+    return finish(config, VARIANTS, variant)

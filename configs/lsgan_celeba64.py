@@ -10,18 +10,19 @@ compare to the digit. Not trained by us to the end.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import gan
+from configs.bases.base import finish
 
 VARIANTS = {
     # One's own faces, framed already: a folder or .zip in data.path.
     "folder": {"data.name": "folder", "data.crop": 0},
-    "smoke": common.GAN_SMOKE,
+    "smoke": gan.SMOKE,
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.gan()
+    config = gan.gan()
     config.data.update({"name": "celeb_a", "crop": 140, "image_size": 64})
     config.augment.flip = True
     config.gan.loss = "least_squares"
@@ -31,4 +32,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint.every = 5000
     config.evaluation.examples = 2048
     config.published = (("fid", 11.93, "open-mmlab/mmgeneration:configs/lsgan, 50,000 samples"),)
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

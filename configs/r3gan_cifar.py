@@ -15,7 +15,8 @@ to the end.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import gan
+from configs.bases.base import SMOKE, finish
 
 STAGES = 4
 
@@ -43,7 +44,7 @@ VARIANTS = {
     },
     "bf16": {"network.generator.dtype": "bfloat16", "network.discriminator.dtype": "bfloat16"},
     "fsdp": {"train.sharding": "fsdp"},
-    "smoke": common.SMOKE
+    "smoke": SMOKE
     | {
         "network.generator.widths": (8, 8),
         "network.generator.cardinality": (2, 2),
@@ -57,7 +58,7 @@ VARIANTS = {
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.gan()
+    config = gan.gan()
     config.data.name = "cifar10"
     config.augment.flip = True
     shared = {
@@ -75,10 +76,10 @@ def get_config(variant: str = "") -> ConfigDict:
         }
     )
     config.train.update({"batch_size": 512, "steps": 39_063})  # 20 million images
-    config.gan.update({"loss": "relativistic", "penalty": "r1_r2"})
-    config.gan.update({"penalty_weight": 0.05, "penalty_weight_end": 0.005})
-    config.gan.update({"augment": ("color", "translation", "cutout")})
-    config.gan.update({"augment_probability": 0.0, "augment_probability_end": 0.55})
+    config.gan.loss = "relativistic"
+    config.gan.penalty.update({"name": "r1_r2", "weight": 0.05, "weight_end": 0.005})
+    config.gan.augment.policy = ("color", "translation", "cutout")
+    config.gan.augment.update({"probability": 0.0, "probability_end": 0.55})
     config.gan.decay_steps = config.train.get_oneway_ref("steps")
     config.optimizer.update({"schedule": "cosine", "learning_rate_end": 5e-5})  # from 2e-4
     config.optimizer.update({"b1": 0.0, "b2": 0.9, "b2_end": 0.99})
@@ -87,4 +88,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint.every = 2000
     config.evaluation.examples = 2048
     config.published = (("fid", 1.96, "Huang et al. 2024, class-conditional, 50k samples"),)
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

@@ -13,7 +13,8 @@ us to the end.
 
 from ml_collections import ConfigDict
 
-from configs import common, wgan_gp_cifar
+from configs import wgan_gp_cifar
+from configs.bases.base import finish
 
 VARIANTS = wgan_gp_cifar.VARIANTS | {
     "projection": {"network.discriminator.conditioning": "projection"},
@@ -26,10 +27,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config = wgan_gp_cifar.get_config().unlock()  # the ResNet of the two papers, and Adam
     config.network.generator.width = 256
     config.network.discriminator.update({"norm": "spectral", "pool": "sum"})
-    config.gan.update({"loss": "hinge", "penalty": "none"})
+    config.gan.loss, config.gan.penalty.name = "hinge", "none"
     config.train.steps = 50_000
     config.published = (
         ("fid", 16.77, "kwotsin/mimicry README, 50k samples, train set"),
         ("inception_score", 7.97, "kwotsin/mimicry README"),
     )
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

@@ -8,26 +8,27 @@ pixels. Not published anywhere: it is here to be seen working.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import vae
+from configs.bases.base import finish
 
 VARIANTS = {
     "conditional": {"vae.conditional": True},
-    "iwae": {"vae.importance": 5},
-    "beta4": {"vae.beta": 4.0},
+    "iwae": {"vae.importance.samples": 5},
+    "beta4": {"vae.kl.beta": 4.0},
     "mixture": {"sampling.prior": "mixture"},
-    "smoke": common.VAE_SMOKE | {"network.hidden": (16,)},
+    "smoke": vae.SMOKE | {"network.hidden": (16,)},
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.vae()
+    config = vae.vae()
     config.data.name = "digits"
     config.network.update({"latent": 10, "hidden": (128,)})
-    config.vae.likelihood = "gaussian_learned"
+    config.vae.likelihood.name = "gaussian_learned"
     config.train.update({"batch_size": 64, "steps": 5000})
     config.optimizer.schedule = "cosine"
     config.checkpoint.best = "test/neg_elbo"
     config.evaluation.update({"network": "digits", "count": 500, "scheduled_count": 200})
     config.evaluation.at_end = True
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

@@ -13,7 +13,8 @@ the fixed binarisation). docs/results.md has what we measured.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import vae
+from configs.bases.base import finish
 
 VARIANTS = {
     "conv": {"network": {"name": "conv", "latent": 20, "widths": (32, 64)}},
@@ -27,13 +28,13 @@ VARIANTS = {
     },
     "grey": {"vae.binarise": "none"},
     "mixture": {"sampling.prior": "mixture"},
-    "smoke": common.VAE_SMOKE,
+    "smoke": vae.SMOKE,
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.vae()
+    config = vae.vae()
     config.data.name = "mnist"
     config.vae.binarise = "dynamic"
     config.train.steps = 4690  # 10 epochs
@@ -44,4 +45,4 @@ def get_config(variant: str = "") -> ConfigDict:
         ("neg_elbo", 104.0, "google/flax:examples/vae, 10 epochs, fixed binarisation"),
         ("neg_log_p_iw100", 89.78, "clementchadebec/benchmark_VAE, 500 epochs, 200 samples"),
     )
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

@@ -1,4 +1,4 @@
-"""VQ-VAE on CIFAR-10: 8x8 indices into 512 codes (van den Oord et al. 2017, arXiv:1711.00937).
+"""VQ-VAE on CIFAR-10: 8x8 indices into 512 entries (van den Oord et al. 2017, arXiv:1711.00937).
 
     python launch.py --config=configs/vqvae_cifar.py         # downloads and prepares CIFAR-10
     python launch.py --config=configs/vqvae_cifar.py:small   # minutes on two CPU cores
@@ -15,7 +15,8 @@ Not trained by us yet; docs/results.md has "small".
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import base, vae
+from configs.bases.base import finish
 
 VARIANTS = {
     "small": {
@@ -24,7 +25,7 @@ VARIANTS = {
         "network.blocks": 1,
         "network.latent": 16,
         "network.groups": 8,
-        "vae.codes": 128,
+        "vae.codebook.size": 128,
         "optimizer.learning_rate": 1e-3,
         "train.batch_size": 64,
         "train.steps": 2000,
@@ -34,43 +35,31 @@ VARIANTS = {
         "evaluation.examples": 1024,
         "evaluation.count": 1000,
     },
-    "mixture": {"vae.likelihood": "logistic_mixture"},
+    "mixture": {"vae.likelihood.name": "logistic_mixture"},
     "uniform": {"sampling.prior": "uniform"},
     "bf16": {"network.dtype": "bfloat16"},
-    "smoke": common.VAE_SMOKE
+    "smoke": base.SMOKE
     | {
+        "network.latent": 4,
         "network.width": 8,
         "network.multipliers": (1, 1, 1),
         "network.blocks": 1,
         "network.groups": 4,
         "network.attention": False,
-        "vae.codes": 16,
+        "vae.codebook.size": 16,
     },
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.vae()
+    config = vae.vqvae()
     config.data.name = "cifar10"
-    config.network = ConfigDict(
-        {
-            "name": "residual",
-            "width": 128,
-            "multipliers": (1, 2, 2),
-            "blocks": 2,
-            "latent": 64,
-            "attention": False,
-            "groups": 32,
-            "dtype": "float32",
-        }
-    )
-    config.vae.update({"likelihood": "gaussian", "sigma": 0.356, "codes": 512})
-    config.sampling = ConfigDict({"prior": "frequency"})
+    config.vae.likelihood.sigma = 0.356
     config.train.update({"batch_size": 128, "steps": 250_000})
     config.optimizer.learning_rate = 2e-4
     config.log.update({"eval_every": 5000, "sample_every": 5000})
     config.checkpoint.update({"every": 5000, "best": "test/distortion"})
     config.evaluation.examples = 2048
     config.published = (("bits_per_dim", 4.67, "van den Oord et al. 2017, section 4.1"),)
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

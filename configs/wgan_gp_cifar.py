@@ -11,7 +11,8 @@ and there). Not trained by us to the end.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.bases import gan
+from configs.bases.base import finish
 
 VARIANTS = {
     "small": {
@@ -25,13 +26,13 @@ VARIANTS = {
     },
     "bf16": {"network.generator.dtype": "bfloat16", "network.discriminator.dtype": "bfloat16"},
     "fsdp": {"train.sharding": "fsdp"},
-    "smoke": common.GAN_SMOKE | {"gan.critics": 2},
+    "smoke": gan.SMOKE | {"gan.critics": 2},
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
-    config = common.gan()
+    config = gan.gan()
     config.data.name = "cifar10"
     config.augment.flip = True
     config.network = ConfigDict(
@@ -48,13 +49,12 @@ def get_config(variant: str = "") -> ConfigDict:
             },
         }
     )
-    config.gan.update(
-        {"critics": 5, "generator_batch": 2, "loss": "wasserstein", "penalty": "gradient_penalty"}
-    )
+    config.gan.update({"critics": 5, "generator_batch": 2, "loss": "wasserstein"})
+    config.gan.penalty.name = "gradient_penalty"
     config.train.update({"batch_size": 64, "steps": 100_000})
     config.optimizer.update({"b1": 0.0, "b2": 0.9, "schedule": "linear"})
     config.log.update({"eval_every": 5000, "sample_every": 5000})
     config.checkpoint.every = 5000
     config.evaluation.examples = 2048
     config.published = (("fid", 22.29, "kwotsin/mimicry README, 50k samples, train set"),)
-    return common.finish(config, VARIANTS, variant)
+    return finish(config, VARIANTS, variant)

@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,19 +12,12 @@ import tensorflow_datasets as tfds
 from aigc_jax.data import digits, images, mixtures, pairs, prepare, sources
 from aigc_jax.data.images import DataError, Record
 from aigc_jax.data.sources import Reader, Source
+from aigc_jax.family import DataSpec, Field
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels up to which a data set is held in memory
 STACKED = "stacked_mnist"  # its sizes are PacGAN's (Lin et al. 2018, arXiv:1712.04086, section 4.2)
 STACKED_SIZES = {"train": 128_000, "test": 26_000}
 OWN = (prepare.DIGITS, "folder", STACKED, *mixtures.MIXTURES)
-
-
-class DataSpec(NamedTuple):
-    """All that a family sees of its data."""
-
-    image_shape: tuple[int, int, int]  # height, width, channels
-    num_classes: int  # 0: no labels
-    splits: dict[str, int]  # how many images each holds
 
 
 class Dataset(NamedTuple):
@@ -40,7 +33,7 @@ class _Collection(NamedTuple):
     sizes: dict[str, int]
     readers: dict[str, Reader]
     channels: int
-    num_classes: int
+    classes: int
     native: tuple[int, int] | None  # height and width, where they are known beforehand
     upright: bool = False
 
@@ -58,23 +51,29 @@ def load(
 ) -> Dataset:
     """Opens a data set, preparing it first where it must.
 
-    `name` is a TFDS name such as `cifar10` or `cycle_gan/maps`, kept in `data_dir` (None: TFDS's
-    own default); `digits`; `folder` (with `path`, a folder or .zip, and `image_size`);
-    `stacked_mnist`, images of 1,000 classes whose channels are three digits of MNIST; or `ring` or
-    `grid`, points of the plane, held in memory, without size and crop. A central square of `crop`
-    pixels is cut out, the shorter side then resized to `image_size` and the longer one cropped; 0
-    leaves either out. `in_memory` None holds in memory what decodes to under 2 GiB. `on_corrupt`
-    "skip" leaves broken images out, at the price of decoding all of them at the start
-    where they are streamed. `splits` None opens every split; `train[:100]` is a split of the first
-    100 images of `train`, broken ones counted; `trainA+trainB` is two of them as `Pairs`. Raises
-    DataError.
+    Args:
+      name: a TFDS name such as `cifar10` or `cycle_gan/maps`; `digits`; `folder`; `stacked_mnist`,
+        images of 1,000 classes whose channels are three digits of MNIST; or `ring` or `grid`,
+        points of the plane, held in memory, without size and crop.
+      data_dir: where TFDS keeps its data; None is its own default.
+      path: of `folder`: a folder or .zip of images.
+      image_size: the shorter side is resized to it, and the longer one cropped; 0 leaves that out.
+      crop: pixels of a central square that is cut out before; 0 leaves that out.
+      in_memory: whether data are held in memory; None does so up to 2 GiB of decoded pixels.
+      on_corrupt: "skip" leaves broken images out, at the price of decoding all of them at the start
+        where they are streamed.
+      splits: None opens every split. `train[:100]` is a split of the first 100 images of `train`,
+        broken ones counted; `trainA+trainB` is two of them as `Pairs`.
+
+    Raises:
+      DataError: it cannot be opened as asked.
     """
     if on_corrupt not in ("raise", "skip"):
         raise DataError(f"on_corrupt={on_corrupt!r} is neither 'raise' nor 'skip'")
+    options = {"image_size": image_size, "crop": crop, "in_memory": in_memory}
     parts = {split: pairs.parts(split) for split in splits or ()}
     if any(len(names) > 1 for names in parts.values()):
-        options = {"data_dir": data_dir, "path": path, "image_size": image_size, "crop": crop}
-        options |= {"in_memory": in_memory, "on_corrupt": on_corrupt}
+        options |= {"data_dir": data_dir, "path": path, "on_corrupt": on_corrupt}
         single = tuple(dict.fromkeys(part for names in parts.values() for part in names))
         return _pair(load(name, splits=single, **options), parts)
     if name in mixtures.MIXTURES:
@@ -82,17 +81,28 @@ def load(
             raise DataError(f"{name!r} has points: leave data.image_size and data.crop at 0")
         return _open_points(name, splits)
     if name == STACKED:
-        options = {"data_dir": data_dir, "image_size": image_size, "crop": crop}
-        return _open_stacked(splits, in_memory=in_memory, on_corrupt=on_corrupt, **options)
+        return _open_stacked(splits, data_dir=data_dir, on_corrupt=on_corrupt, **options)
     own = name == "folder"
     collection = _open_folder(path, image_size) if own else _open_tfds(name, data_dir)
+    return _open_images(name, collection, splits, skip=on_corrupt == "skip", **options)
+
+
+def _open_images(
+    name: str,
+    collection: _Collection,
+    splits: Sequence[str] | None,
+    *,
+    image_size: int,
+    crop: int,
+    in_memory: bool | None,
+    skip: bool,
+) -> Dataset:
+    """Opens splits of encoded images: decodes them into memory, or gets ready to stream them."""
     chosen = _choose(name, collection.sizes, splits)
     collection = collection._replace(
         sizes={split: size for split, (_, size) in chosen.items()},
         readers={split: collection.readers[whole] for split, (whole, _) in chosen.items()},
     )
-
-    skip = on_corrupt == "skip"
     if image_size or crop:
         side = image_size or crop
         shape = (side, side, collection.channels)
@@ -115,14 +125,22 @@ def load(
             opened[split] = sources.StreamedSource(read, decode, kept)
         if not len(opened[split]):
             raise DataError(f"{label}: not one image could be decoded")
-    sizes = {split: len(source) for split, source in opened.items()}
-    return Dataset(DataSpec(shape, collection.num_classes, sizes), opened)
+    return _dataset(Field("image", shape), collection.classes, opened)
+
+
+def _dataset(field: Field, classes: int, opened: dict[str, Source]) -> Dataset:
+    conditions = {"label": Field("label", (), classes)} if classes else {}
+    return Dataset(DataSpec({"x": field}, conditions, _sizes(opened)), opened)
+
+
+def _sizes(opened: Mapping[str, Source]) -> dict[str, int]:
+    return {split: len(source) for split, source in opened.items()}
 
 
 def _choose(
     name: str, sizes: dict[str, int], splits: Sequence[str] | None
 ) -> dict[str, tuple[str, int]]:
-    """Of each split asked for, which one it is the beginning of, and how many images it takes."""
+    """Of each split asked for, which one it is the beginning of, and how many examples it takes."""
     chosen = {}
     for split in sizes if splits is None else splits:
         whole, bracket, rest = split.partition("[")
@@ -136,7 +154,7 @@ def _choose(
         size = int(first[1]) if first else sizes[whole]
         if not 1 <= size <= sizes[whole]:
             raise DataError(
-                f"{split!r} cannot be had: {whole!r} of {name!r} has {sizes[whole]} images"
+                f"{split!r} cannot be taken: {whole!r} of {name!r} has {sizes[whole]} examples"
             )
         chosen[split] = whole, size
     return chosen
@@ -148,8 +166,7 @@ def _open_points(name: str, splits: Sequence[str] | None) -> Dataset:
         split: sources.ArraySource(mixtures.arrays(name, whole)[:size], None)
         for split, (whole, size) in chosen.items()
     }
-    sizes = {split: len(source) for split, source in opened.items()}
-    return Dataset(DataSpec(mixtures.SHAPE, 0, sizes), opened)
+    return _dataset(Field("points", mixtures.SHAPE), 0, opened)
 
 
 def _open_stacked(splits: Sequence[str] | None, **options: Any) -> Dataset:
@@ -160,10 +177,8 @@ def _open_stacked(splits: Sequence[str] | None, **options: Any) -> Dataset:
     for split, (whole, size) in chosen.items():
         rng = np.random.default_rng(list(STACKED_SIZES).index(whole))
         drawn = rng.integers(len(parts[whole]), size=(STACKED_SIZES[whole], 3))
-        opened[split] = sources.StackedSource(parts[whole], drawn[:size], spec.num_classes)
-    sizes = {split: len(source) for split, source in opened.items()}
-    shape = (*spec.image_shape[:2], 3)
-    return Dataset(DataSpec(shape, spec.num_classes**3, sizes), opened)
+        opened[split] = sources.StackedSource(parts[whole], drawn[:size], spec.classes)
+    return _dataset(Field("image", (*spec.shape[:2], 3)), spec.classes**3, opened)
 
 
 def _pair(dataset: Dataset, parts: dict[str, tuple[str, ...]]) -> Dataset:
@@ -172,8 +187,8 @@ def _pair(dataset: Dataset, parts: dict[str, tuple[str, ...]]) -> Dataset:
     for split, names in parts.items():
         found = [dataset.sources[name] for name in names]
         opened[split] = pairs.Pairs(*found) if len(found) == 2 else found[0]
-    sizes = {split: len(source) for split, source in opened.items()}
-    return Dataset(dataset.spec._replace(num_classes=0, splits=sizes), opened)
+    field = dataset.spec.fields["x"]  # `Pairs` has checked that the domains agree
+    return Dataset(DataSpec({"x": field, "other": field}, {}, _sizes(opened)), opened)
 
 
 def _open_folder(path: str | None, image_size: int) -> _Collection:
@@ -187,7 +202,7 @@ def _open_folder(path: str | None, image_size: int) -> _Collection:
         sizes={split: len(positions) for split, positions in parts.items()},
         readers={s: images.folder_reader(folder, positions) for s, positions in parts.items()},
         channels=3,
-        num_classes=folder.num_classes,
+        classes=folder.classes,
         native=None,
         upright=True,
     )
@@ -227,7 +242,7 @@ def _open_tfds(name: str, data_dir: str | None) -> _Collection:
             for s in sizes
         },
         channels=1 if channels == 1 else 3,
-        num_classes=features["label"].num_classes if labelled else 0,
+        classes=features["label"].num_classes if labelled else 0,
         native=(height, width) if height and width else None,
     )
 
@@ -260,7 +275,7 @@ def _open_digits() -> _Collection:
         sizes={split: len(records) for split, records in encoded.items()},
         readers={split: reader(records) for split, records in encoded.items()},
         channels=1,
-        num_classes=digits.NUM_CLASSES,
+        classes=digits.CLASSES,
         native=(8, 8),
     )
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from aigc_jax.data.images import Record
 
-NUM_CLASSES = 10
+CLASSES = 10
 _STRIDE = 6  # within each class every 6th example is held out: 1,501 to train, 296 to test
 
 
@@ -21,7 +21,7 @@ def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = digits.target.astype(np.int32)
     test = np.zeros(len(labels), bool)
-    for label in range(NUM_CLASSES):
+    for label in range(CLASSES):
         test[np.flatnonzero(labels == label)[_STRIDE - 1 :: _STRIDE]] = True
     chosen = test if split == "test" else ~test
     return images[chosen], labels[chosen]
@@ -49,7 +49,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
-                    "label": tfds.features.ClassLabel(num_classes=NUM_CLASSES),
+                    "label": tfds.features.ClassLabel(num_classes=CLASSES),
                 }
             ),
             supervised_keys=("image", "label"),

@@ -35,7 +35,7 @@ class Folder(NamedTuple):
 
     names: tuple[str, ...]
     labels: tuple[int, ...] | None
-    num_classes: int
+    classes: int
     read: Callable[[str], bytes]
 
 

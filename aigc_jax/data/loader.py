@@ -1,10 +1,11 @@
-"""Batches as a pure function of (seed, step): Grain orders and prefetches, a Source has pixels."""
+"""Batches as a pure function of (seed, step): Grain orders and prefetches, a Source reads."""
 
 from collections.abc import Iterator
 
 import grain
 import numpy as np
 
+from aigc_jax import streams
 from aigc_jax.data.images import DataError
 from aigc_jax.data.pairs import Pairs
 from aigc_jax.data.sources import Source
@@ -18,20 +19,20 @@ def batches(
     batch_size: int,
     seed: int,
     start: int = 0,
-    fresh: int = 1,
+    batches_per_step: int = 1,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 8,
     prefetch: int = 16,
 ) -> Iterator[Batch]:
-    """Endless training batches from step `start` on: "image" uint8 [fresh, B, H, W, C], "label".
+    """Endless training batches from step `start` on: "x" [batches_per_step, B, ...], "label".
 
-    Of `Pairs` "image" and "other": each domain is a stream of its own, shuffled by itself, so that
-    what an image meets is chance, and the smaller domain comes round more often.
+    x is as stored. Of `Pairs` "x" and "other": each domain is shuffled by itself, in an order of
+    its own, so that what an example meets is chance, and the smaller domain comes round more often.
 
     `batch_size` is global; each of `process_count` processes gets B = batch_size / process_count
-    consecutive rows of every one of the step's `fresh` batches, so that side by side the processes
-    hold exactly what one process would. Examples are reshuffled every epoch, and an epoch's tail
+    consecutive rows of every one of the step's batches, so that side by side the processes hold
+    exactly what one process would. Examples are reshuffled every epoch, and an epoch's tail
     shares its batch with the next epoch's head: none is dropped. `prefetch` batches are held ready
     by `num_threads` threads, which end with the iterator or with its `close()`.
     """
@@ -39,24 +40,24 @@ def batches(
     sizes = source.sizes if isinstance(source, Pairs) else (len(source),)
     if batch_size > min(sizes):
         raise DataError(
-            f"a batch of {batch_size} is larger than the data set's {min(sizes)} images: "
+            f"a batch of {batch_size} is larger than the data set's {min(sizes)} examples: "
             f"set batch_size to {min(sizes)} or less"
         )
 
-    def stream(size: int, seed: int) -> grain.MapDataset:
-        order = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
+    def order(size: int, seed: int) -> grain.MapDataset:
+        every = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
         # Without end, so nothing is dropped; but a batch of 1 would round the length up past int.
-        return order.batch(fresh * batch_size, drop_remainder=True)
+        return every.batch(batches_per_step * batch_size, drop_remainder=True)
 
     # A seed for each: by one seed, domains of one size would always meet in the same pairs.
-    streams = [stream(size, seed + i) for i, size in enumerate(sizes)]
+    orders = [order(size, streams.order(seed, domain)) for domain, size in enumerate(sizes)]
 
     def fetch(step: int) -> Batch:
-        local = [order[step].reshape(fresh, batch_size)[:, rows] for order in streams]
+        local = [of[step].reshape(batches_per_step, batch_size)[:, rows] for of in orders]
         flat = source.fetch(*(indices.reshape(-1) for indices in local))
         return {name: x.reshape(*local[0].shape, *x.shape[1:]) for name, x in flat.items()}
 
-    steps = grain.MapDataset.range(start, min(len(order) for order in streams)).map(fetch)
+    steps = grain.MapDataset.range(start, min(len(of) for of in orders)).map(fetch)
     return iter(steps.to_iter_dataset(_read_options(num_threads, prefetch)))
 
 
@@ -69,9 +70,9 @@ def epoch(
     num_threads: int = 8,
     prefetch: int = 16,
 ) -> Iterator[Batch]:
-    """One pass in order: "image" uint8 [B, H, W, C], "label", and "mask" float32 [B].
+    """One pass in order: "x" [B, ...] as stored, "label", and "mask" float32 [B].
 
-    The last batch is filled up by repeating the last image; `mask` is 1 for the real rows, 0 for
+    The last batch is filled up by repeating the last example; `mask` is 1 for the real rows, 0 for
     those. Batches and processes share rows as in `batches`.
     """
     rows = _rows(batch_size, process_index, process_count)

@@ -1,12 +1,12 @@
 """Mixtures of Gaussians in the plane, `ring` and `grid`, whose modes a model finds or misses.
 
-Points are held as images of one pixel, float32 [N, 1, 1, 2], in units of their own: nothing scales
-them to [-1, 1]. The definitions are PacGAN's (Lin et al. 2018, arXiv:1712.04086, section 4.1).
+Points are float32 [N, 2], in units of their own: nothing scales them to [-1, 1]. The definitions
+are PacGAN's (Lin et al. 2018, arXiv:1712.04086, section 4.1).
 """
 
 import numpy as np
 
-SHAPE = (1, 1, 2)  # height, width, channels, as of images
+SHAPE = (2,)  # of one point
 SIZES = {"train": 100_000, "test": 10_000}
 
 
@@ -26,9 +26,9 @@ MIXTURES = {"ring": ring, "grid": grid}
 
 
 def arrays(name: str, split: str) -> np.ndarray:
-    """A split's points, float32 [N, 1, 1, 2]: every mode equally likely, the same each time."""
+    """A split's points, float32 [N, 2]: every mode equally likely, the same each time."""
     centres, std = MIXTURES[name]()
     rng = np.random.default_rng(list(SIZES).index(split))
     modes = rng.integers(len(centres), size=SIZES[split])
     points = centres[modes] + std * rng.standard_normal((SIZES[split], 2))
-    return points.astype(np.float32).reshape(-1, *SHAPE)
+    return points.astype(np.float32)

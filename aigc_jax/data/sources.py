@@ -1,4 +1,4 @@
-"""Random access to images: held in memory as one array, or read and decoded on demand."""
+"""Random access to examples: held in memory as one array, or read and decoded on demand."""
 
 import concurrent.futures
 import dataclasses
@@ -29,29 +29,34 @@ class CorruptImage(DataError):
 
 
 class Source(Protocol):
-    """Random access to the images of one split."""
+    """Random access to the examples of one split."""
 
     def __len__(self) -> int: ...
 
     def fetch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """int [B] -> {"image": uint8 [B, H, W, C], "label": int32 [B] where there are labels}.
+        """int [B] -> {"x": [B, ...], "label": int32 [B] where there are labels}.
 
-        Points of the plane are float32 instead.
+        x is as stored: images uint8 [B, H, W, C], points float32 [B, 2].
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """A split held in memory: images uint8 (points: float32) [N, H, W, C], labels int32 or None."""
+    """A split held in memory.
 
-    images: np.ndarray
+    Attributes:
+      x: [N, ...] as stored: images uint8 [N, H, W, C], points float32 [N, 2].
+      labels: int32 [N], or None.
+    """
+
+    x: np.ndarray
     labels: np.ndarray | None
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.x)
 
     def fetch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        return _columns(self.images[indices], None if self.labels is None else self.labels[indices])
+        return _columns(self.x[indices], None if self.labels is None else self.labels[indices])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +96,7 @@ class StackedSource:
     def fetch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         parts = self.parts[indices]
         found = self.source.fetch(parts.reshape(-1))
-        pixels = found["image"].reshape(*parts.shape, *found["image"].shape[1:3])
+        pixels = found["x"].reshape(*parts.shape, *found["x"].shape[1:3])
         places = self.classes ** np.arange(parts.shape[1])[::-1]
         labels = found["label"].reshape(parts.shape) @ places
         return _columns(np.ascontiguousarray(np.moveaxis(pixels, 1, -1)), labels.astype(np.int32))
@@ -150,8 +155,7 @@ def intact(
     read: Reader,
     decode: Decoder,
 ) -> np.ndarray:
-    """The positions of the images that decode: found once, so that a batch stays a function of
-    (seed, step)."""
+    """The positions of the images that decode, found once: a batch stays a function of its step."""
     broken = _for_each(f"checking {label}", size, read, lambda _, record: decode(record), True)
     return np.setdiff1d(np.arange(size), broken)
 
@@ -200,25 +204,25 @@ def common_size(
     name: str, sizes: dict[str, int], readers: dict[str, Reader], skip: bool
 ) -> tuple[int, int]:
     """The one (height, width) of all images, from their headers; a DataError where they differ."""
-    seen: dict[tuple[int, int], str] = {}
+    first_of: dict[tuple[int, int], str] = {}  # {size: the first image that has it}
 
-    def look(_: int, record: Record) -> None:
+    def measure(_: int, record: Record) -> None:
         try:
-            seen.setdefault(images.pixels(record.data), record.name)
+            first_of.setdefault(images.pixels(record.data), record.name)
         except Exception as error:
             raise CorruptImage(record.name, error) from error
 
     for split, size in sizes.items():
-        _for_each(f"measuring {name} {split}", size, readers[split], look, skip)
-    if len(seen) > 1:
-        (a, first), (b, second) = list(seen.items())[:2]
+        _for_each(f"measuring {name} {split}", size, readers[split], measure, skip)
+    if len(first_of) > 1:
+        (a, first), (b, second) = list(first_of.items())[:2]
         raise DataError(
             f"{name!r} has images of several sizes ({first}: {a[1]}x{a[0]}, {second}: {b[1]}x{b[0]}"
             "): set data.image_size"
         )
-    if not seen:
+    if not first_of:
         raise DataError(f"{name}: not one image could be decoded")
-    return next(iter(seen))
+    return next(iter(first_of))
 
 
 def _labels(records: list[Record]) -> np.ndarray | None:
@@ -226,5 +230,5 @@ def _labels(records: list[Record]) -> np.ndarray | None:
     return None if None in labels else np.asarray(labels, np.int32)
 
 
-def _columns(pixels: np.ndarray, labels: np.ndarray | None) -> dict[str, np.ndarray]:
-    return {"image": pixels} if labels is None else {"image": pixels, "label": labels}
+def _columns(x: np.ndarray, labels: np.ndarray | None) -> dict[str, np.ndarray]:
+    return {"x": x} if labels is None else {"x": x, "label": labels}

@@ -1,47 +1,75 @@
-"""Denoising diffusion as a family: one player, one phase (Ho et al. 2020, algorithm 1)."""
+"""Denoising diffusion as a family: one player, one phase (Ho et al. 2020, algorithms 1 and 2)."""
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from aigc_jax.diffusion import likelihood, samplers
+from aigc_jax.checks import arguments, one_of, section
+from aigc_jax.diffusion import guidance as guiding
+from aigc_jax.diffusion import likelihood, objectives, precondition, solvers, times
 from aigc_jax.diffusion import process as gaussian
-from aigc_jax.family import Family, Phase
+from aigc_jax.diffusion.solvers.base import Solver, noise_like
+from aigc_jax.family import (
+    Batch,
+    Cond,
+    DataSpec,
+    Drawing,
+    Extra,
+    Family,
+    Field,
+    Params,
+    Phase,
+    Variables,
+    View,
+    Views,
+)
 from aigc_jax.networks.unet import UNet
 
 NETWORKS = {"unet": UNet}
-DAMAGE = (0.1, 0.3, 0.5)  # shares of T at which `restore` shows what one step of denoising gives
+# Keys of the sections `diffusion` and `sampling`; a solver may add its own to the latter.
+SETTINGS = ("schedule", "timesteps", "beta_min", "beta_max", "prediction", "weighting", "gamma")
+SETTINGS += ("conditional", "label_dropout")
+SAMPLING = ("sampler", "steps", "spacing", "clip", "guidance")
+DAMAGE = (0.1, 0.3, 0.5)  # shares of T at which `reconstruct` shows one step of denoising
 
 
-def build(config: Mapping[str, Any], spec: Any) -> Family:
+def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     """The diffusion family of an experiment.
 
     Args:
       config: reads `network` (name and keyword arguments), `diffusion` and `sampling`.
-      spec: the data's `DataSpec`.
+      spec: of the data.
+
+    Raises:
+      ValueError: a setting that does not exist, or that these data or the others rule out.
     """
-    settings = dict(config["diffusion"])
+    settings = section("diffusion", config["diffusion"], SETTINGS)
     conditional = settings.pop("conditional")
-    if conditional and not spec.num_classes:
+    if conditional and not spec.classes:
         raise ValueError("diffusion.conditional needs data with labels; this data set has none")
-    arguments = dict(config["network"])
-    name = arguments.pop("name")
-    if name not in NETWORKS:
-        raise ValueError(f"network.name is one of {', '.join(NETWORKS)}, not {name!r}")
-    network = NETWORKS[name](
-        out_channels=spec.image_shape[-1],
-        num_classes=spec.num_classes if conditional else 0,
-        **arguments,
-    )
-    return diffusion(network, spec.image_shape, **settings, sampling=config["sampling"])
+    of_network = dict(config["network"])
+    name = of_network.pop("name", "")
+    one_of("network.name", name, NETWORKS)
+    if spec.kind != "image":
+        raise ValueError(f"network {name!r} takes images; these data are of kind {spec.kind!r}")
+    of_data = {
+        "out_channels": spec.shape[-1],
+        "num_classes": spec.classes if conditional else 0,
+    }
+    of_network = arguments("network", NETWORKS[name], of_network, of_data)
+    sampling = section("sampling", config["sampling"], SAMPLING, solvers.Settings._fields)
+    network = NETWORKS[name](**of_data, **of_network)
+    return diffusion(network, spec.shape, **settings, sampling=sampling).family()
 
 
 def diffusion(
     network: Any,
-    image_shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     *,
     schedule: str,
     timesteps: int,
@@ -52,177 +80,252 @@ def diffusion(
     beta_max: float = 0.02,
     gamma: float = 5.0,
     label_dropout: float = 0.0,
-) -> Family:
-    """Discrete-time variance-preserving diffusion with a network of (x_t, t, label).
+) -> "Diffusion":
+    """Discrete-time variance-preserving diffusion, from the settings of its parts.
 
     Args:
-      network: module with `init` and `apply(variables, x, t, label, train=)`; its `num_classes`
-        is 0 or the number of labels, label `num_classes` then being "none".
-      image_shape: (H, W, C).
+      network, shape, prediction, label_dropout: see `Diffusion`.
       schedule, timesteps, beta_min, beta_max: see `process.betas`.
-      prediction: what the network puts out: "eps", "x0" or "v".
-      weighting, gamma: see `process.weight`.
-      sampling: `sampler`, `steps`, `spacing`, `variance`, `eta` (see `samplers.build`), `clip`
-        (estimates of x_0 are clipped to [-1, 1]) and `guidance` (see `denoise` below).
-      label_dropout: share of training labels replaced by "none", for classifier-free guidance.
+      weighting, gamma: see `times.weight`.
+      sampling: `clip` and `guidance` (see `Diffusion`), `sampler`, `steps`, `spacing`, `variance`
+        and `eta` (see `solvers.build`); the bound is that of steps with this `variance` too.
+
+    Raises:
+      ValueError: a setting that does not exist, or that others rule out.
     """
     process = gaussian.variance_preserving(gaussian.betas(schedule, timesteps, beta_min, beta_max))
-    alpha_of, sigma_of = gaussian.per_time(process.alpha), gaussian.per_time(process.sigma)
-    time_of = gaussian.per_time(process.times)
-    weight_of = gaussian.per_time(
-        gaussian.weight(weighting, prediction, process.alpha, process.sigma, gamma)
-    )
-    num_classes = network.num_classes
     sampling = dict(sampling)
     clip, guidance = sampling.pop("clip"), sampling.pop("guidance")
-    if guidance != 1.0 and not num_classes:
-        raise ValueError("sampling.guidance other than 1 needs diffusion.conditional=True")
-    sampler = samplers.build(process, **sampling)
-    term = likelihood.terms(process, sampling.get("variance", "fixed_large"))
+    return Diffusion(
+        network=network,
+        shape=tuple(shape),
+        process=process,
+        prediction=prediction,
+        weight=times.weight(weighting, prediction, process.alpha, process.sigma, gamma),
+        solver=solvers.build(process, **sampling),
+        term=likelihood.terms(process, sampling.get("variance", "fixed_large")),
+        label_dropout=label_dropout,
+        guidance=guidance,
+        clip=clip,
+    )
 
-    def init(key: jax.Array) -> tuple[dict, dict]:
-        x = jnp.zeros((1, *image_shape))
-        return {"net": network.init(key, x, jnp.zeros((1,)), None)["params"]}, {}
 
-    def output(params: Any, x: jax.Array, t: jax.Array, label: Any, **kwargs: Any) -> jax.Array:
-        return network.apply({"params": params["net"]}, x, t, label, **kwargs)
+@dataclass(frozen=True, eq=False)
+class Diffusion:
+    """The parts of a diffusion model; its methods are what the papers do with them.
+
+    Attributes:
+      network: module with `init` and `apply(variables, x, t, label, train=)`; its `num_classes`
+        is 0 or the number of labels, label `num_classes` then being "none".
+      shape: of one example.
+      process: how noise comes in.
+      prediction: what the network puts out, a name of `precondition.PREDICTIONS`.
+      weight: float64 [T], factor on the squared error at each time.
+      solver: how samples come out of noise.
+      term: the bound's term of one time; see `likelihood.terms`.
+      label_dropout: share of training labels replaced by "none", for classifier-free guidance.
+      guidance: weight of classifier-free guidance of samples; 1 is none.
+      clip: whether estimates of x_0 are clipped to [-1, 1].
+    """
+
+    network: Any
+    shape: tuple[int, ...]
+    process: gaussian.Process
+    prediction: str
+    weight: np.ndarray
+    solver: Solver
+    term: likelihood.Term
+    label_dropout: float = 0.0
+    guidance: float = 1.0
+    clip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.guidance != 1.0 and not self.classes:
+            raise ValueError("sampling.guidance other than 1 needs diffusion.conditional=True")
+
+    @property
+    def classes(self) -> int:
+        """How many labels the network knows; 0 for an unconditional one."""
+        return self.network.num_classes
+
+    @property
+    def total(self) -> int:
+        """How many times the process has, T."""
+        return len(self.process.times)
+
+    def family(self) -> Family:
+        """All of this as the trainer and the driver of samples see it."""
+        return Family(
+            init=self.init,
+            phases=(Phase("net", self.loss),),
+            evaluate=self.evaluate,
+            averaged=("net",),
+            drawing=Drawing(
+                start=self.start,
+                finish=self.finish,
+                step=self.step,
+                steps=len(self.solver.table["t"]),
+                conditions={"label": Field("label", (), self.classes)} if self.classes else {},
+            ),
+            views=Views(reconstruct=self.reconstruct),
+            bound=self.bound,
+        )
+
+    def init(self, key: jax.Array) -> tuple[Params, Extra]:
+        """Parameters of the network, and no extra."""
+        x = jnp.zeros((1, *self.shape))
+        return {"net": self.network.init(key, x, jnp.zeros((1,)), None)["params"]}, {}
 
     def predict(
-        params: Any, x0: jax.Array, index: jax.Array, label: Any, key: jax.Array, **kwargs: Any
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x_t of images at time numbers `index` [B], the noise in it, and the network's output."""
-        eps = jax.random.normal(key, x0.shape)
-        x_t = gaussian.diffuse(x0, eps, alpha_of(index), sigma_of(index))
-        return x_t, eps, output(params, x_t, time_of(index), label, **kwargs)
-
-    def errors(x0: jax.Array, eps: jax.Array, pred: jax.Array, index: jax.Array) -> jax.Array:
-        """Weighted squared error of each example, mean over pixels."""
-        target = gaussian.target(prediction, x0, eps, alpha_of(index), sigma_of(index))
-        return weight_of(index) * jnp.mean((pred - target) ** 2, axis=(1, 2, 3))
-
-    def estimate(pred: jax.Array, x_t: jax.Array, index: jax.Array) -> jax.Array:
-        """What an output says of x_0, clipped if `clip`."""
-        x0 = gaussian.to_x0(prediction, pred, x_t, alpha_of(index), sigma_of(index))
-        return jnp.clip(x0, -1.0, 1.0) if clip else x0
-
-    def loss(params: Any, extra: Any, batch: Any, key: jax.Array) -> tuple:
-        time_key, noise_key, drop_key, label_key = jax.random.split(key, 4)
-        x0 = batch["image"]
-        n = len(x0)
-        index = jax.random.randint(time_key, (n,), 0, timesteps)
-        label = None
-        if num_classes:
-            dropped = jax.random.bernoulli(label_key, label_dropout, (n,))
-            label = jnp.where(dropped, num_classes, batch["label"])
-        _, eps, pred = predict(
-            params, x0, index, label, noise_key, train=True, rngs={"dropout": drop_key}
-        )
-        return jnp.mean(errors(x0, eps, pred, index)), ({}, extra)
-
-    def evaluate(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
-        """{"loss": [B]}: the training loss, its times stratified over the batch."""
-        time_key, noise_key = jax.random.split(key)
-        x0 = batch["image"]
-        n = len(x0)
-        u = (jnp.arange(n) + jax.random.uniform(time_key, (n,))) / n
-        index = jnp.minimum((u * timesteps).astype(jnp.int32), timesteps - 1)
-        label = batch["label"] if num_classes else None
-        _, eps, pred = predict(params, x0, index, label, noise_key)
-        return {"loss": errors(x0, eps, pred, index)}
-
-    @jax.jit
-    def add_term(
-        params: Any, batch: Any, key: jax.Array, i: jax.Array, total: jax.Array
+        self, params: Params, x: jax.Array, t: jax.Array, label: jax.Array | None, **kwargs: Any
     ) -> jax.Array:
-        """`total` [B] and the bound's term of time number i, from one draw of x_t."""
-        x0 = batch["image"]
-        index = jnp.full((len(x0),), i)
-        label = batch["label"] if num_classes else None
-        x_t, _, pred = predict(params, x0, index, label, jax.random.fold_in(key, i))
-        return total + term(x0, estimate(pred, x_t, index), index)
+        """The network's output [B, ...] for x_t [B, ...] at times [B]."""
+        return self.network.apply({"params": params["net"]}, x, t, label, **kwargs)
 
-    def bits(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
-        """{"bits_per_dim": [B]}: the whole bound on -log p of an image, a network call a time.
+    def predict_noised(
+        self,
+        params: Params,
+        x0: jax.Array,
+        index: jax.Array,
+        label: jax.Array | None,
+        key: jax.Array,
+        **kwargs: Any,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x_t of examples at time numbers `index` [B], the noise in it, the network's output."""
+        eps = jax.random.normal(key, x0.shape)
+        x_t = gaussian.diffuse(x0, eps, *self.process.coefficients(index))
+        t = gaussian.per_time(self.process.times, index)
+        return x_t, eps, self.predict(params, x_t, t, label, **kwargs)
 
-        The bound is of ancestral sampling over all T times, whatever `sampling` draws samples with:
-        with its `variance`, with estimates of x_0 clipped where it clips, as Ho et al. 2020 do,
-        unguided. A single time in place of all T is no estimate worth its name: the first few hold
-        most of the bound (Nichol & Dhariwal 2021, arXiv:2102.09672, figure 2).
+    def estimate(self, output: jax.Array, x_t: jax.Array, index: jax.Array) -> jax.Array:
+        """What an output for x_t says of x_0, clipped if `clip`."""
+        alpha, sigma = self.process.coefficients(index)
+        x0 = precondition.to_x0(self.prediction, output, x_t, alpha, sigma)
+        return jnp.clip(x0, -1.0, 1.0) if self.clip else x0
+
+    def errors(
+        self, x0: jax.Array, eps: jax.Array, output: jax.Array, index: jax.Array
+    ) -> jax.Array:
+        """The objective of each example, [B]."""
+        alpha, sigma = self.process.coefficients(index)
+        weight = gaussian.per_time(self.weight, index)
+        return objectives.denoising(self.prediction, output, x0, eps, alpha, sigma, weight)
+
+    def label_of(self, batch: Batch) -> jax.Array | None:
+        """The labels of a batch; None for an unconditional model."""
+        return batch["label"] if self.classes else None
+
+    def drop_labels(self, label: jax.Array | None, key: jax.Array) -> jax.Array | None:
+        """Labels [B] of which a share of `label_dropout` became "none"."""
+        if label is None:
+            return None
+        dropped = jax.random.bernoulli(key, self.label_dropout, label.shape)
+        return jnp.where(dropped, self.classes, label)
+
+    def loss(
+        self, view: View, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Extra]]:
+        """Ho et al. 2020, algorithm 1: the mean objective at times drawn uniformly."""
+        time_key, noise_key, drop_key, label_key = jax.random.split(key, 4)
+        x0 = batch["x"]
+        index = times.uniform(time_key, len(x0), self.total)
+        label = self.drop_labels(self.label_of(batch), label_key)
+        _, eps, output = self.predict_noised(
+            view.params, x0, index, label, noise_key, train=True, rngs={"dropout": drop_key}
+        )
+        return jnp.mean(self.errors(x0, eps, output, index)), ({}, view.extra)
+
+    def evaluate(self, variables: Variables, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """{"loss": [B]}: the objective, its times stratified over the batch."""
+        time_key, noise_key = jax.random.split(key)
+        x0 = batch["x"]
+        index = times.stratified(time_key, len(x0), self.total)
+        label = self.label_of(batch)
+        _, eps, output = self.predict_noised(variables.params, x0, index, label, noise_key)
+        return {"loss": self.errors(x0, eps, output, index)}
+
+    def bound(self, variables: Variables, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """{"bits_per_dim": [B]}: the whole bound on -log p of an image, a network call for each t.
+
+        The bound is of ancestral sampling over all T times, whatever `solver` draws samples with:
+        with estimates of x_0 clipped where samples have them clipped, as Ho et al. 2020 do, and
+        without guidance. A single time in place of all T is no estimate worth its name: the first
+        few hold most of the bound (Nichol & Dhariwal 2021, arXiv:2102.09672, figure 2).
         """
-        total = jax.jit(partial(likelihood.prior, process))(batch["image"])
-        for i in range(timesteps):
-            total = add_term(params, batch, key, i, total)
+        total = self._prior(batch["x"])
+        for i in range(self.total):
+            total = self._add_term(variables, batch, key, i, total)
         return {"bits_per_dim": total}
 
-    def restore(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, tuple]:
+    def add_term(
+        self, variables: Variables, batch: Batch, key: jax.Array, i: jax.Array, total: jax.Array
+    ) -> jax.Array:
+        """`total` [B] and the bound's term of time number i, from one draw of x_t."""
+        x0 = batch["x"]
+        index = jnp.full((len(x0),), i)
+        x_t, _, output = self.predict_noised(
+            variables.params, x0, index, self.label_of(batch), jax.random.fold_in(key, i)
+        )
+        return total + self.term(x0, self.estimate(output, x_t, index), index)
+
+    @cached_property
+    def _add_term(self) -> Any:
+        """Compiled once for all times and all calls of `bound`."""
+        return jax.jit(self.add_term)
+
+    @cached_property
+    def _prior(self) -> Any:
+        return jax.jit(partial(likelihood.prior, self.process))
+
+    def reconstruct(
+        self, variables: Variables, batch: Batch, key: jax.Array
+    ) -> dict[str, tuple[jax.Array, jax.Array]]:
         """{"t=100": (x_t / alpha_t, the estimate of x_0 from x_t), ...} at 0.1, 0.3 and 0.5 T.
 
-        x_t is divided by alpha_t for its image to have its own contrast; both are clipped to
-        [-1, 1], to be shown.
+        x_t is divided by alpha_t for the example in it to have its own contrast; both are clipped
+        to [-1, 1], to be shown.
         """
-        x0 = batch["image"]
+        x0, label = batch["x"], self.label_of(batch)
         n, levels = len(x0), len(DAMAGE)
-        times = [round(share * timesteps) for share in DAMAGE]
-        # The levels of an image are neighbours, so that devices keep the rows that they hold.
-        index = jnp.tile(jnp.asarray(times), n)
-        label = jnp.repeat(batch["label"], levels) if num_classes else None
-        x_t, _, pred = predict(params, jnp.repeat(x0, levels, axis=0), index, label, key)
-        given = x_t / alpha_of(index)[:, None, None, None]
-        pair = [
-            jnp.clip(x, -1.0, 1.0).reshape(n, levels, *image_shape)
-            for x in (given, estimate(pred, x_t, index))
-        ]
-        return {f"t={t}": (pair[0][:, i], pair[1][:, i]) for i, t in enumerate(times)}
+        shown = [round(share * self.total) for share in DAMAGE]
+        # The levels of an example are neighbours, so that devices keep the rows that they hold.
+        index = jnp.tile(jnp.asarray(shown), n)
+        x0 = jnp.repeat(x0, levels, axis=0)
+        label = None if label is None else jnp.repeat(label, levels)
+        x_t, _, output = self.predict_noised(variables.params, x0, index, label, key)
+        alpha, _ = self.process.coefficients(index)
+        given, estimate = (
+            jnp.clip(x, -1.0, 1.0).reshape(n, levels, *self.shape)
+            for x in (x_t / gaussian.expand(alpha, x_t), self.estimate(output, x_t, index))
+        )
+        return {f"t={t}": (given[:, i], estimate[:, i]) for i, t in enumerate(shown)}
 
-    def denoise(params: Any, cond: Mapping[str, Any], x: jax.Array, t: jax.Array) -> jax.Array:
-        """Estimate of x_0, guided (Ho & Salimans 2022) as x_0(none) + w (x_0(label) - x_0(none)).
+    def denoise(self, variables: Variables, cond: Cond, x: jax.Array, t: jax.Array) -> jax.Array:
+        """Estimate of x_0 [n, ...] from x [n, ...] at one time t, guided by cond["label"]."""
+        predict = guiding.classifier_free(
+            partial(self.predict, variables.params), self.guidance, none=self.classes
+        )
+        label = cond.get("label") if self.classes else None
+        t = jnp.full((len(x),), t)
+        return self.estimate(predict(x, t, label), x, t.astype(jnp.int32))
 
-        w = `guidance`: 0 ignores the label, 1 is the conditional model, above 1 exaggerates it.
-        """
-        n = len(x)
-        times = jnp.full((n,), t)
-        label = cond.get("label") if num_classes else None
-        if label is None or guidance == 1.0:
-            pred = output(params, x, times, label)
-        else:
-            none = jnp.full((n,), num_classes, label.dtype)
-            both = output(
-                params,
-                jnp.concatenate([x, x]),
-                jnp.concatenate([times, times]),
-                jnp.concatenate([label, none]),
-            )
-            with_label, without = jnp.split(both, 2)
-            pred = without + guidance * (with_label - without)
-        return estimate(pred, x, times.astype(jnp.int32))
+    def start(self, variables: Variables, keys: jax.Array, cond: Cond) -> dict[str, Any]:
+        """What the steps carry: noise x_T, and the keys of each step's noise."""
+        # Steps take their numbers as salts, at most T of them: x_T has a salt of its own.
+        x = noise_like(keys, self.shape, self.total)
+        return {"x": self.solver.start(x), "keys": keys}
 
-    def advance(context: Any, carry: Any, row: Any, i: jax.Array) -> tuple:
-        params, keys, cond = context
-        noise = samplers.noise_like(keys, image_shape, i) if sampler.stochastic else None
-        return sampler.step(lambda x, t: denoise(params, cond, x, t), carry, row, noise)
+    def step(
+        self, variables: Variables, carry: dict[str, Any], cond: Cond, i: jax.Array
+    ) -> tuple[dict[str, Any], jax.Array]:
+        """Ho et al. 2020, algorithm 2: step i of the solver, and its estimate of x_0."""
+        row = {name: gaussian.per_time(col, i) for name, col in self.solver.table.items()}
+        noise = noise_like(carry["keys"], self.shape, i) if self.solver.stochastic else None
+        x, x0 = self.solver.step(
+            lambda x, t: self.denoise(variables, cond, x, t), carry["x"], row, noise
+        )
+        return {"x": x, "keys": carry["keys"]}, x0
 
-    run = samplers.compiled(sampler, advance)
-    start = jax.jit(lambda keys: samplers.noise_like(keys, image_shape, len(process.times)))
-
-    def sample(params: Any, extra: Any, keys: jax.Array, cond: Mapping[str, Any]) -> jax.Array:
-        carry, _ = run((params, keys, cond), sampler.init(start(keys)))
-        return sampler.image(carry)
-
-    def trajectory(
-        params: Any, extra: Any, keys: jax.Array, cond: Mapping[str, Any], frames: int
-    ) -> jax.Array:
-        """The estimates of x_0 along the way, [frames, n, H, W, C]."""
-        _, estimates = run((params, keys, cond), sampler.init(start(keys)), frames)
-        return jnp.stack(estimates)
-
-    return Family(
-        init,
-        (Phase("net", loss),),
-        sample,
-        evaluate,
-        averaged=("net",),
-        num_classes=num_classes,
-        trajectory=trajectory,
-        restore=restore,
-        likelihood=bits,
-    )
+    def finish(self, variables: Variables, carry: dict[str, Any]) -> jax.Array:
+        """The samples [n, ...]."""
+        return self.solver.finish(carry["x"])

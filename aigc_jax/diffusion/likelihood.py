@@ -3,7 +3,7 @@
 Ho et al. 2020 (arXiv:2006.11239), eq. 5: L = L_T + L_{T-1} + ... + L_1 + L_0. Times are counted as
 everywhere here: term t = 0..T-1 belongs to the step that leaves x_t, so term 0 is the paper's L_0,
 the decoder of bytes, and the prior term its L_T. Images are bytes x as x / 127.5 - 1; the model is
-ancestral sampling over all T times (`samplers.ancestral`), whatever sampler draws the samples.
+ancestral sampling over all T times (`solvers.ancestral`), whatever solver draws the samples.
 """
 
 import math
@@ -13,21 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.diffusion import process as gaussian
-from aigc_jax.diffusion import samplers
+from aigc_jax.diffusion.process import Process, expand
+from aigc_jax.diffusion.solvers import ancestral
+from aigc_jax.gaussian import normal_kl
 
 HALF_BIN = 1 / 255  # half the distance between neighbouring bytes
 
 Term = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-
-
-def normal_kl(
-    mean1: jax.Array, logvar1: jax.Array, mean2: jax.Array, logvar2: jax.Array
-) -> jax.Array:
-    """KL(N(mean1, e^logvar1) || N(mean2, e^logvar2)) of each element, in nats."""
-    # expm1(d) - d keeps the digits that two nearly equal variances leave.
-    d = logvar1 - logvar2
-    return 0.5 * (jnp.expm1(d) - d + (mean1 - mean2) ** 2 * jnp.exp(-logvar2))
 
 
 def discretized_gaussian_log_likelihood(
@@ -49,13 +41,13 @@ def discretized_gaussian_log_likelihood(
     return jnp.where(jnp.abs(x) > 0.999, outer, inner)
 
 
-def prior(process: gaussian.Process, x0: jax.Array) -> jax.Array:
+def prior(process: Process, x0: jax.Array) -> jax.Array:
     """L_T [B]: bits/dim of KL(q(x_T | x_0) || N(0, I)) for images [B, ...]; no network is in it."""
     alpha, sigma = process.alpha[-1], process.sigma[-1]
     return _per_example(normal_kl(alpha * x0, 2 * math.log(sigma), 0.0, 0.0))
 
 
-def terms(process: gaussian.Process, variance: str) -> Term:
+def terms(process: Process, variance: str) -> Term:
     """The terms of the bound that hold the network, L_t in bits/dim.
 
     Args:
@@ -68,18 +60,15 @@ def terms(process: gaussian.Process, variance: str) -> Term:
       the posterior q(x_{t-1} | x_t, x_0) to the model's step, where t = 0 -ln p(x_0 | x_1).
     """
     every = np.arange(len(process.times))[::-1]
-    table = samplers.ancestral(process, every, "fixed_small").table
+    table = ancestral.solver(process, every, "fixed_small").table
     c_x0, posterior = table["c_x0"][::-1], table["std"][::-1].copy()
-    model = samplers.ancestral(process, every, variance).table["std"][::-1].copy()
+    model = ancestral.solver(process, every, variance).table["std"][::-1].copy()
     # Of a process with one time there is no step 1 to borrow from.
     posterior[0] = model[0] = posterior[1] if len(every) > 1 else process.sigma[0]
     logvar_q, logvar_p = 2 * np.log(posterior), 2 * np.log(model)
 
     def term(x0: jax.Array, x0_hat: jax.Array, index: jax.Array) -> jax.Array:
-        c, q, p = (
-            jnp.asarray(column)[index].reshape(index.shape + (1,) * (x0.ndim - 1))
-            for column in (c_x0, logvar_q, logvar_p)
-        )
+        c, q, p = (expand(jnp.asarray(column)[index], x0) for column in (c_x0, logvar_q, logvar_p))
         # Both means are c x_0 + c_x x_t: the share of x_t, the larger one, cancels.
         kl = normal_kl(c * x0, q, c * x0_hat, p)
         decoder = -discretized_gaussian_log_likelihood(x0, x0_hat, 0.5 * p)

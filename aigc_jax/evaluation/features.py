@@ -1,4 +1,4 @@
-"""Feature networks by name: what a distribution metric is measured in, and is named after.
+"""Feature networks by name: what a metric of sets of images is measured in, and is named after.
 
 A metric is called `fid` with Inception alone; with another network it carries that one's name, as
 `fd_resnet56` does: distances in two feature spaces are not comparable.
@@ -9,15 +9,28 @@ import os
 import pathlib
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.networks import classifiers, inception, torch_file
+from aigc_jax.checks import one_of
+from aigc_jax.evaluation.metrics.frechet import check_statistics
+from aigc_jax.formats import torch_file
+from aigc_jax.networks.judges import classifiers, inception
 
+# (height, width, channels) of the images that each network was trained on; 0 where any will do.
+SHAPES = {
+    "inception": (0, 0, 3),
+    "resnet56": (32, 32, 3),
+    "lenet": (28, 28, 1),
+    "stacked_lenet": (28, 28, 3),
+    "digits": (8, 8, 1),
+}
 # Where the weights of a network lie in $AIGC_WEIGHTS, by the names under which they are passed on.
 FILES = {
     "inception": "pt_inception-2015-12-05-6726825d.pth",
@@ -25,7 +38,7 @@ FILES = {
     "lenet": "mnist_lenet.npz",
     "stacked_lenet": "mnist_lenet.npz",
 }
-NAMES = (*FILES, "digits")
+NAMES = tuple(SHAPES)
 DIGITS_WIDTH = 64
 
 
@@ -37,26 +50,13 @@ class FeatureNetwork(NamedTuple):
       apply: (variables, images float32 [B, H, W, C] of values 0..255) -> (features [B, d],
         logits [B, K]).
       variables: its weights.
-      shape: (height, width, channels) that it takes; 0 where any will do.
       preprocessing: what happens to the bytes inside `apply`; part of a cache's key.
     """
 
     name: str
     apply: Callable
     variables: Any
-    shape: tuple[int, int, int]
     preprocessing: str
-
-    def check(self, shape: tuple[int, int, int]) -> None:
-        """Raises ValueError where images of `shape` are not what the network was trained on."""
-        fits = [a in (0, b) for a, b in zip(self.shape, shape, strict=True)]
-        grey = self.shape[2] == 3 and shape[2] == 1 and self.shape[0] == 0  # repeated to RGB
-        if not (all(fits[:2]) and (fits[2] or grey)):
-            height, width, channels = (n or "any" for n in self.shape)
-            raise ValueError(
-                f"feature network {self.name!r} takes images of {height}x{width}x{channels}, not "
-                f"{'x'.join(map(str, shape))}: set evaluation.network to one of {', '.join(NAMES)}"
-            )
 
     @property
     def digest(self) -> str:
@@ -74,19 +74,38 @@ class Features(NamedTuple):
     features: np.ndarray
     logits: np.ndarray
 
-    def some(self, n: int) -> "Features":
+    def subsample(self, n: int) -> "Features":
         """n of them, or all."""
-        index = some(len(self.features), n)
+        index = subsample(len(self.features), n)
         return Features(self.features[index], self.logits[index])
 
 
-def some(length: int, n: int) -> np.ndarray:
+def subsample(length: int, n: int) -> np.ndarray:
     """n of `length` indices at random, in order and always the same; all where there are fewer.
 
     At random, since data may lie in the order of their classes, or with classes in turn.
     """
     n = min(n, length)
     return np.sort(np.random.default_rng(0).choice(length, n, replace=False))
+
+
+def check(name: str, shape: tuple[int, ...]) -> None:
+    """Raises ValueError for an unknown network, and where it was not trained on such images.
+
+    Args:
+      name: one of NAMES.
+      shape: (height, width, channels) of the images that are to be judged.
+    """
+    one_of("evaluation.network", name, NAMES)
+    takes = SHAPES[name]
+    fits = [a in (0, b) for a, b in zip(takes, shape, strict=True)]
+    grey = takes == (0, 0, 3) and shape[2] == 1  # repeated to RGB
+    if not (all(fits[:2]) and (fits[2] or grey)):
+        height, width, channels = (n or "any" for n in takes)
+        raise ValueError(
+            f"feature network {name!r} takes images of {height}x{width}x{channels}, not "
+            f"{'x'.join(map(str, shape))}: set evaluation.network to one of {', '.join(NAMES)}"
+        )
 
 
 def load(
@@ -109,13 +128,12 @@ def load(
       ValueError: an unknown name, or weights of another network.
       FileNotFoundError: no weights there.
     """
-    if name not in NAMES:
-        raise ValueError(f"evaluation.network is one of {', '.join(NAMES)}, not {name!r}")
+    one_of("evaluation.network", name, NAMES)
     if name == "digits":
         apply = classifiers.DigitsNet(DIGITS_WIDTH).apply
         arrays = cached(cache, "digits-classifier-1", _DIGITS, lambda: _fit(*digits()))
         variables = classifiers.digits_from(arrays[:2], arrays[2:])
-        return FeatureNetwork(name, apply, variables, (8, 8, 1), "1")
+        return FeatureNetwork(name, apply, variables, "1")
     path = torch_file.locate(
         weights,
         FILES[name],
@@ -125,40 +143,29 @@ def load(
     )
     tensors = torch_file.read(path)
     if name == "inception":
-        network = inception.Inception()
-
-        def apply(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-            shape = (*images.shape[:3], 3)  # grey becomes RGB, as when it is saved as such
-            return network.apply(variables, jnp.broadcast_to(images, shape))
-
-        return FeatureNetwork(name, apply, inception.from_torch(tensors), (0, 0, 3), "tf1-299")
+        variables = inception.from_torch(tensors)
+        return FeatureNetwork(name, _inception, variables, "tf1-299")
     if name == "resnet56":
         variables = classifiers.resnet56_from(tensors)
-        return FeatureNetwork(name, classifiers.ResNet56().apply, variables, (32, 32, 3), "1")
-    variables, lenet = classifiers.lenet_from(tensors), classifiers.LeNet().apply
-    if name == "lenet":
-        return FeatureNetwork(name, lenet, variables, (28, 28, 1), "1")
-
-    def stacked(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        n = len(images)
-        digit = jnp.moveaxis(images, 3, 1).reshape(3 * n, 28, 28, 1)
-        features, logits = lenet(variables, digit)
-        a, b, c = jnp.moveaxis(jax.nn.log_softmax(logits).reshape(n, 3, 10), 1, 0)
-        joint = a[:, :, None, None] + b[:, None, :, None] + c[:, None, None, :]
-        return features.reshape(n, -1), joint.reshape(n, 1000)  # mode 100 a + 10 b + c
-
-    return FeatureNetwork(name, stacked, variables, (28, 28, 3), "1")
+        return FeatureNetwork(name, classifiers.ResNet56().apply, variables, "1")
+    apply = _stacked_lenet if name == "stacked_lenet" else classifiers.LeNet().apply
+    return FeatureNetwork(name, apply, classifiers.lenet_from(tensors), "1")
 
 
-def extract(
-    apply: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], batches: Iterable[np.ndarray]
-) -> Features:
-    """Features of images that come as uint8 batches [b, H, W, C]; `apply` runs on the devices."""
-    pairs = [apply(batch) for batch in batches]
-    if not pairs:
-        raise ValueError("there are no images to take features of")
-    features, logits = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
-    return Features(features, logits)
+def _inception(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Grey images become RGB, as when they are saved as such."""
+    shape = (*images.shape[:3], 3)
+    return inception.Inception().apply(variables, jnp.broadcast_to(images, shape))
+
+
+def _stacked_lenet(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """LeNet on each of three channels: features [B, 1500], logits of the modes 100 a + 10 b + c."""
+    n = len(images)
+    digit = jnp.moveaxis(images, 3, 1).reshape(3 * n, 28, 28, 1)
+    features, logits = classifiers.LeNet().apply(variables, digit)
+    a, b, c = jnp.moveaxis(jax.nn.log_softmax(logits).reshape(n, 3, 10), 1, 0)
+    joint = a[:, :, None, None] + b[:, None, :, None] + c[:, None, None, :]
+    return features.reshape(n, -1), joint.reshape(n, 1000)
 
 
 def cached(
@@ -178,10 +185,44 @@ def cached(
         warnings.warn(f"{path} is damaged: computed again", stacklevel=2)
     found = tuple(compute())
     folder.mkdir(parents=True, exist_ok=True)
+    # A name of its own for each process: several runs may compute the same features at a time.
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".npz", delete=False) as file:
         np.savez(file, **dict(zip(names, found, strict=True)))
     os.replace(file.name, path)
     return found
+
+
+def load_statistics(path: str | pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    """The mean (`mu`) and the covariance (`sigma`) of features, float64, in an `.npz` file.
+
+    These are the keys of the statistics published with FID's first code.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is damaged, lacks `mu` or `sigma`, or they do not fit or hold NaN or inf.
+    """
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(
+            f"no statistics at {path}: name an .npz file of mu and sigma by evaluation.statistics"
+        )
+    try:
+        with np.load(path) as file:
+            if missing := {"mu", "sigma"} - set(file.files):
+                raise KeyError(", ".join(sorted(missing)))
+            mean, covariance = file["mu"], file["sigma"]
+    except KeyError as error:
+        raise ValueError(f"{path} has no {error.args[0]}: it needs mu and sigma") from error
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        AttributeError,
+        TypeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(f"{path} is no readable .npz file: write it again") from error
+    return check_statistics(mean, covariance, f"{path}: the")
 
 
 _DIGITS = ("coefs0", "coefs1", "intercepts0", "intercepts1")
@@ -197,8 +238,7 @@ def _fit(images: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
         (DIGITS_WIDTH,), alpha=1e-3, learning_rate_init=3e-3, max_iter=100, random_state=0
     )
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # 100 passes are what it is meant to get
+        # 100 passes are what it is meant to get, converged or not.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         network.fit(images.reshape(len(images), -1) / 255.0, labels)
     return [*network.coefs_, *network.intercepts_]

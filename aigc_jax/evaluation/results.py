@@ -1,10 +1,11 @@
 """What an evaluation says: rows that state their own protocol, as a table and as JSON."""
 
-import json
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from aigc_jax import files
 
 
 class Row(NamedTuple):
@@ -22,6 +23,8 @@ class Row(NamedTuple):
       weights: "EMA" or "raw".
       seed: of the samples.
       note: what a reader should know of this value.
+      evaluation: the name in `config.evaluations` that this row is of; empty where that is the
+        metric's own.
     """
 
     metric: str
@@ -36,21 +39,28 @@ class Row(NamedTuple):
     weights: str = ""
     seed: int | None = None
     note: str = ""
+    evaluation: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells this row from all others of a run: "fid", or "fid_ddim50/fid"."""
+        return f"{self.evaluation}/{self.metric}" if self.evaluation else self.metric
 
 
 def table(rows: Sequence[Row], published: Iterable[Sequence[Any]] = ()) -> str:
-    """Rows as aligned text, beside the published (metric, value, source) of the same metric."""
+    """Rows as aligned text, beside the published (key, value, source) of the same `Row.key`."""
     published = list(published)
-    lines = [["metric", "value", "real", "published", "n", "network", "reference", "samples of"]]
-    sources = []
+    headings = ["evaluation", "metric", "value", "real", "published", "n", "network", "reference"]
+    lines, sources = [[*headings, "samples of"]], []
     for row in rows:
-        known = [p for p in published if p[0] == row.metric]
+        known = [p for p in published if p[0] == row.key]
         sources += [f"{p[0]} {number(p[1])}: {p[2]}" for p in known]
         error = "" if row.error is None else f" ± {number(row.error)}"
         drawn = [row.sampler, "" if row.steps is None else f"{row.steps} steps", row.weights]
         drawn.append("" if row.seed is None else f"seed {row.seed}")
         lines.append(
             [
+                row.evaluation,
                 row.metric,
                 number(row.value) + error,
                 "" if row.real is None else number(row.real),
@@ -94,7 +104,4 @@ def write(
         "rows": [{k: finite(v) for k, v in row._asdict().items()} for row in rows],
         "pictures": dict(pictures or {}),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
+    files.write_json(path, content)

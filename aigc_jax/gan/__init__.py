@@ -1,0 +1,1 @@
+"""Generative adversarial networks, and CycleGAN, as families."""

@@ -1,39 +1,47 @@
-"""Augmentation of what a discriminator sees, real and generated alike, that gradients pass through.
+"""Augmentation of what a discriminator sees, real and generated; gradients pass through it.
 
 Differentiable augmentation, Zhao et al. 2020 (arXiv:2006.10738), with the ranges of their code, and
 the adaptive probability of Karras et al. 2020 (arXiv:2006.06676). Images are [B, H, W, C] in
 [-1, 1]; what comes out is not clipped, so it can leave that range, as in the published code.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
+from aigc_jax.checks import one_of
 
-class Augmentation(NamedTuple):
-    """What both players' images go through before the discriminator sees them.
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What images go through before the discriminator sees them: the settings of `gan.augment`.
 
     Attributes:
-      policy: as of `differentiable`.
+      policy: as of `differentiable`; () for no augmentation.
       probability: of each part; where `target` is not 0, that of the start.
-      target: E sign(D(real)) at which the probability is held (adaptive augmentation); 0: it stays.
-      images: in which it can go from 0 to 1.
-      probability_end: where a probability that moves with the steps goes.
+      probability_end: where the probability ends if it follows a schedule.
+      target: E sign(D(real)) at which the probability is held (adaptive augmentation); 0: it is not
+        adaptive.
+      images: that the discriminator sees while an adaptive probability goes from 0 to 1.
     """
 
-    policy: tuple[str, ...]
-    probability: float
-    target: float
-    images: float
-    probability_end: float = 0.0
+    policy: tuple[str, ...] = ()
+    probability: float = 1.0
+    probability_end: float = 1.0
+    target: float = 0.0
+    images: float = 500_000.0
 
-    def check(self) -> None:
-        """Raises ValueError for an augmentation that cannot be."""
+    def __post_init__(self) -> None:
         check(self.policy)
         for name in ("probability", "probability_end"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"gan.augment_{name} lies in [0, 1], not {getattr(self, name)}")
+                raise ValueError(f"gan.augment.{name} lies in [0, 1], not {getattr(self, name)}")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the probability follows the discriminator's logits."""
+        return bool(self.policy and self.target)
 
 
 def differentiable(
@@ -51,11 +59,11 @@ def differentiable(
 
     def one(key: jax.Array, image: jax.Array) -> jax.Array:
         for name in policy:
-            # By its name's place, so that what a part draws does not depend on the others.
+            # By the part's place in PARTS: what it draws does not depend on which others there are.
             part_key = jax.random.fold_in(key, list(PARTS).index(name))
             draw_key, coin_key = jax.random.split(part_key)
-            taken = jax.random.bernoulli(coin_key, probability)
-            image = jnp.where(taken, PARTS[name](draw_key, image), image)
+            applied = jax.random.bernoulli(coin_key, probability)
+            image = jnp.where(applied, PARTS[name](draw_key, image), image)
         return image
 
     return jax.vmap(one)(jax.random.split(key, len(x)), x)
@@ -64,8 +72,7 @@ def differentiable(
 def check(policy: tuple[str, ...]) -> None:
     """Raises ValueError for a policy with a part that does not exist."""
     for name in policy:
-        if name not in PARTS:
-            raise ValueError(f"gan.augment is made of {', '.join(PARTS)}, not {name!r}")
+        one_of("each part of gan.augment.policy", name, PARTS)
 
 
 def color(key: jax.Array, image: jax.Array) -> jax.Array:
@@ -83,7 +90,7 @@ def color(key: jax.Array, image: jax.Array) -> jax.Array:
 
 
 def translation(key: jax.Array, image: jax.Array) -> jax.Array:
-    """One image [H, W, C] moved by up to an eighth of each side, zeros where it came from."""
+    """One image [H, W, C] shifted by up to an eighth of each side; zeros fill what it leaves."""
     height, width, _ = image.shape
     down, right = max(1, _fraction(height, 0.125)), max(1, _fraction(width, 0.125))
     padded = jnp.pad(image, ((down, down), (right, right), (0, 0)))
@@ -95,8 +102,8 @@ def translation(key: jax.Array, image: jax.Array) -> jax.Array:
 def cutout(key: jax.Array, image: jax.Array) -> jax.Array:
     """One image [H, W, C] with a box of half its sides set to 0.
 
-    As published the box's centre is anywhere in the image, so an edge can cut it down to no less
-    than half: a box always within would always take the image's centre.
+    As published the box's centre is anywhere in the image, so an edge can cut the box down to half
+    of its size. A box that had to lie within the image would always cover the image's centre.
     """
     row_key, column_key = jax.random.split(key)
     rows, columns = _span(row_key, image.shape[0]), _span(column_key, image.shape[1])
@@ -115,12 +122,12 @@ def adapted(
     images: float,
     batch_size: int,
 ) -> jax.Array:
-    """The next augmentation probability, in [0, 1]: up where D is too sure of real images.
+    """The next augmentation probability, in [0, 1]: higher where D is too sure of real images.
 
     Karras et al. 2020, eq. 1: r_t = E sign(D(x)) over the training images' logits, of any shape, is
     held at `target` (0.6 there). Their code takes the sign of r_t - target over 4 minibatches and
-    moves by all 4 at once; here each step moves, by its own share and its own r_t, so the speed is
-    theirs and r_t noisier.
+    changes the probability once for all 4. Here each step changes it by its own share, by its own
+    r_t: the speed is the same, and r_t noisier.
 
     Args:
       images: that the discriminator sees while the probability goes from 0 to 1, 500_000 there.
@@ -136,9 +143,9 @@ def _fraction(side: int, ratio: float) -> int:
 
 
 def _span(key: jax.Array, side: int) -> jax.Array:
-    """Which of `side` positions are in a run of half of them, cut off at the ends, bool [side]."""
+    """Which of `side` positions a run of half of them covers, cut off at the ends, bool [side]."""
     length = _fraction(side, 0.5)
-    # One more place for a run of even length, whose centre is between two pixels.
+    # A run of even length has its centre between two pixels, so there is one more place for it.
     centre = jax.random.randint(key, (), 0, side + 1 - length % 2)
     distance = jnp.arange(side) - (centre - length // 2)
     return (distance >= 0) & (distance < length)

@@ -1,181 +1,241 @@
 """CycleGAN as a family: two domains, a generator each way, a discriminator of each domain.
 
 Zhu, Park, Isola & Efros, "Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial
-Networks", 2017 (arXiv:1703.10593). Domain A is a batch's "image", domain B its "other".
+Networks", 2017 (arXiv:1703.10593). Domain A is a batch's "x", domain B its "other".
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.family import Family, Phase
+from aigc_jax.checks import arguments, one_of, section
+from aigc_jax.family import Batch, DataSpec, Extra, Family, Params, Phase, Variables, View, Views
 from aigc_jax.gan import losses
 from aigc_jax.gan import pool as pools
-from aigc_jax.networks.cyclegan import Discriminator, Generator
+from aigc_jax.networks.gan.cyclegan import NORMS, Discriminator, Generator
 
 DIRECTIONS = ("a2b", "b2a")
+DOMAINS = ("a", "b")
+PLAYERS = ("generator", "discriminator")
+SETTINGS = ("loss", "adversarial", "cycle_a", "cycle_b", "identity", "pool")  # of `cyclegan`
+
+# What a loss returns: (scalar, ({metric: scalar}, extra)).
+Result = tuple[jax.Array, tuple[dict[str, jax.Array], Extra]]
 
 
-def build(config: Mapping[str, Any], spec: Any) -> Family:
+def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
+    """The CycleGAN of an experiment, as a family. See `from_config`."""
+    return from_config(config, spec).family()
+
+
+def from_config(config: Mapping[str, Any], spec: DataSpec) -> "CycleGAN":
     """The CycleGAN of an experiment.
 
     Args:
       config: reads `network` ({"generator", "discriminator"}: keyword arguments), `cyclegan`,
         `data` (its splits), and `train.batch_size`.
-      spec: the data's `DataSpec`.
+      spec: of the data.
+
+    Raises:
+      ValueError: a setting that does not exist, or that these data or the others rule out.
     """
-    data, settings = config["data"], dict(config["cyclegan"])
     for key in ("train_split", "test_split"):
-        if "+" not in data[key]:
+        if "+" not in config["data"][key]:
             raise ValueError(
                 f"cyclegan learns from two domains: data.{key} is such as trainA+trainB, not "
-                f"{data[key]!r}"
+                f"{config['data'][key]!r}"
             )
-    shape, networks = spec.image_shape, config["network"]
-    if networks["discriminator"]["norm"] == "batch":
-        raise ValueError("cyclegan keeps no statistics: network.discriminator.norm is not 'batch'")
-    generator = Generator(image_shape=shape, out_channels=shape[-1], **networks["generator"])
-    discriminator = Discriminator(image_shape=shape, **networks["discriminator"])
-    loss, size = losses.build(settings.pop("loss")), config["train"]["batch_size"]
-    return cyclegan(generator, discriminator, shape, loss, batch_size=size, **settings)
+    if spec.kind != "image":
+        raise ValueError(f"cyclegan takes images; these data are of kind {spec.kind!r}")
+    shape, networks = spec.shape, section("network", config["network"], PLAYERS)
+    given = {"image_shape": shape, "out_channels": shape[-1]}
+    generator = arguments("network.generator", Generator, networks["generator"], given)
+    discriminator = arguments(
+        "network.discriminator", Discriminator, networks["discriminator"], ["image_shape"]
+    )
+    one_of("network.discriminator.norm", discriminator.get("norm", NORMS[0]), NORMS)
+    settings = section("cyclegan", config["cyclegan"], SETTINGS)
+    section("sampling", config["sampling"], ())  # nothing is drawn from noise
+    return CycleGAN(
+        generator=Generator(**given, **generator),
+        discriminator=Discriminator(image_shape=shape, **discriminator),
+        image_shape=shape,
+        game=losses.build(settings.pop("loss"), "cyclegan.loss"),
+        batch_size=config["train"]["batch_size"],
+        **settings,
+    )
 
 
-def cyclegan(
-    generator: Any,
-    discriminator: Any,
-    image_shape: tuple[int, int, int],
-    loss: losses.Loss,
-    *,
-    batch_size: int,
-    adversarial: float,
-    cycle_a: float,
-    cycle_b: float,
-    identity: float,
-    pool: int,
-) -> Family:
-    """CycleGAN of any networks.
+@dataclass(frozen=True, eq=False)
+class CycleGAN:
+    """CycleGAN of any networks; its methods are the losses of the paper.
 
-    `extra` holds the pools, and what the discriminators are shown of them: as published, these
-    learn from images that the generators made before their own update of the same step.
+    `extra` holds the pools, and "shown", the translations that the discriminators see next: as
+    published, they learn from images that the generators made before their own update of the same
+    step.
 
-    Args:
+    Attributes:
       generator: module from images [B, H, W, C] to images, in [-1, 1].
       discriminator: module from images to (logits [B] or a map, None).
       image_shape: (H, W, C) of both domains.
-      loss: the game of each generator with its discriminator.
+      game: of each generator with its discriminator.
       batch_size: images of each domain in a training batch.
-      adversarial: weight of it in the generators' loss.
+      adversarial: weight of the game in the generators' loss.
       cycle_a, cycle_b: lambda of |F(G(a)) - a| and of |G(F(b)) - b| (their eq. 3).
       identity: times these, weight of |F(a) - a| and |G(b) - b| (section 5.2); 0: none.
       pool: earlier images in a discriminator's pool; 0: it sees the newest alone.
     """
-    if min(adversarial, cycle_a, cycle_b, identity, pool) < 0:
-        raise ValueError("the weights and the pool of config.cyclegan are not negative")
 
-    def init(key: jax.Array) -> tuple[dict, dict]:
-        example, keys = jnp.zeros((1, *image_shape)), jax.random.split(key, 4)
+    generator: Any
+    discriminator: Any
+    image_shape: tuple[int, int, int]
+    game: losses.Loss
+    batch_size: int
+    adversarial: float
+    cycle_a: float
+    cycle_b: float
+    identity: float
+    pool: int
+
+    def __post_init__(self) -> None:
+        if min(self.adversarial, self.cycle_a, self.cycle_b, self.identity, self.pool) < 0:
+            raise ValueError("the weights and the pool of config.cyclegan are not negative")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of each term of the generators' loss."""
+        return {
+            "adversarial_a": self.adversarial,
+            "adversarial_b": self.adversarial,
+            "cycle_a": self.cycle_a,
+            "cycle_b": self.cycle_b,
+            "identity_a": self.identity * self.cycle_a,
+            "identity_b": self.identity * self.cycle_b,
+        }
+
+    def family(self) -> Family:
+        """All of this as the trainer and the commands see it."""
+        return Family(
+            init=self.init,
+            phases=(
+                Phase("generator", self.generator_loss),
+                Phase("discriminator", self.discriminator_loss),
+            ),
+            evaluate=self.evaluate,
+            averaged=("generator",),
+            translate=self.translate,
+            views=Views(reconstruct=self.reconstruct),
+        )
+
+    def init(self, key: jax.Array) -> tuple[Params, Extra]:
+        """Parameters of both generators and both discriminators; empty pools as extra."""
+        example, keys = jnp.zeros((1, *self.image_shape)), jax.random.split(key, 4)
 
         def of(module: Any, key: jax.Array) -> Any:
             return module.init(key, example)["params"]
 
         params = {
-            "generator": {name: of(generator, keys[i]) for i, name in enumerate(DIRECTIONS)},
-            "discriminator": {name: of(discriminator, keys[2 + i]) for i, name in enumerate("ab")},
+            "generator": {d: of(self.generator, keys[i]) for i, d in enumerate(DIRECTIONS)},
+            "discriminator": {
+                d: of(self.discriminator, keys[2 + i]) for i, d in enumerate(DOMAINS)
+            },
         }
-        extra = {"shown": {name: jnp.zeros((batch_size, *image_shape)) for name in "ab"}}
-        if pool:  # a checkpoint takes no array without elements
-            extra["pool"] = {name: pools.init(pool, image_shape) for name in "ab"}
+        shape = (self.batch_size, *self.image_shape)
+        extra = {"shown": {domain: jnp.zeros(shape) for domain in DOMAINS}}
+        if self.pool:  # a checkpoint takes no array without elements
+            extra["pool"] = {domain: pools.init(self.pool, self.image_shape) for domain in DOMAINS}
         return params, extra
 
-    def to(direction: str, params: Any, images: jax.Array) -> jax.Array:
-        return generator.apply({"params": params["generator"][direction]}, images)
+    def generate(self, params: Params, direction: str, images: jax.Array) -> jax.Array:
+        """Images [B, H, W, C] taken to the other domain by the generator of a direction."""
+        return self.generator.apply({"params": params["generator"][direction]}, images)
 
-    def judge(domain: str, params: Any, images: jax.Array) -> jax.Array:
-        return discriminator.apply({"params": params["discriminator"][domain]}, images)[0]
+    def judge(self, params: Params, domain: str, images: jax.Array) -> jax.Array:
+        """The logits that the discriminator of a domain gives images, [B] or a map."""
+        return self.discriminator.apply({"params": params["discriminator"][domain]}, images)[0]
 
-    def same(params: Any, a: jax.Array, b: jax.Array) -> dict[str, jax.Array]:
-        """How far the generators change images that are of their target's domain already, [B]."""
+    def cycle_losses(
+        self, params: Params, a: jax.Array, b: jax.Array
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """Eq. 2 for each domain: what is lost on the way to the other domain and back.
+
+        Returns:
+          ({"a", "b"}: translations by the domain that they are in now, {"cycle_a", "cycle_b"}:
+          [B]).
+        """
+        fake = {"a": self.generate(params, "b2a", b), "b": self.generate(params, "a2b", a)}
+        return fake, {
+            "cycle_a": losses.cycle(a, self.generate(params, "b2a", fake["b"])),
+            "cycle_b": losses.cycle(b, self.generate(params, "a2b", fake["a"])),
+        }
+
+    def identity_losses(self, params: Params, a: jax.Array, b: jax.Array) -> dict[str, jax.Array]:
+        """{"identity_a", "identity_b": [B]}: how far generators change images of their target."""
         return {
-            "identity_a": losses.cycle(a, to("b2a", params, a)),
-            "identity_b": losses.cycle(b, to("a2b", params, b)),
+            "identity_a": losses.cycle(a, self.generate(params, "b2a", a)),
+            "identity_b": losses.cycle(b, self.generate(params, "a2b", b)),
         }
 
-    def there_and_back(params: Any, a: jax.Array, b: jax.Array) -> tuple:
-        """The translations, {"a", "b"} by the domain they are now in, and {"cycle_...": [B]}."""
-        fake = {"a": to("b2a", params, b), "b": to("a2b", params, a)}
-        cycles = {
-            "cycle_a": losses.cycle(a, to("b2a", params, fake["b"])),
-            "cycle_b": losses.cycle(b, to("a2b", params, fake["a"])),
-        }
-        return fake, cycles
+    def generator_loss(self, view: View, batch: Batch, key: jax.Array) -> Result:
+        """What both generators minimise together (their eq. 3, with the identity losses)."""
+        params, real = view.params, {"a": batch["x"], "b": batch["other"]}
+        fake, terms = self.cycle_losses(params, **real)
+        if self.identity:
+            terms |= self.identity_losses(params, **real)
+        for domain in DOMAINS:
+            # The logits of real images matter to a relativistic game only; else XLA drops them.
+            logits = [self.judge(params, domain, images[domain]) for images in (real, fake)]
+            terms[f"adversarial_{domain}"] = self.game.generator(*logits)
+        value = sum(self.weights[name] * term for name, term in terms.items())
+        extra = {**view.extra, **self.shown_next(view.extra, fake, key)}
+        return jnp.mean(value), ({name: jnp.mean(term) for name, term in terms.items()}, extra)
 
-    weights = {
-        "adversarial_a": adversarial,
-        "adversarial_b": adversarial,
-        "cycle_a": cycle_a,
-        "cycle_b": cycle_b,
-        "identity_a": identity * cycle_a,
-        "identity_b": identity * cycle_b,
-    }
+    def shown_next(
+        self, extra: Extra, fake: Mapping[str, jax.Array], key: jax.Array
+    ) -> dict[str, Any]:
+        """{"shown", and "pool" where there is one}: what of `extra` new translations change."""
+        shown = jax.lax.stop_gradient(dict(fake))  # no gradient goes through what is kept
+        if not self.pool:
+            return {"shown": shown}
+        pool = {}
+        for i, domain in enumerate(DOMAINS):
+            own_key = jax.random.fold_in(key, i)
+            found = pools.query(extra["pool"][domain], shown[domain], own_key)
+            shown[domain], pool[domain] = found
+        return {"shown": shown, "pool": pool}
 
-    def generator_loss(params: Any, extra: Any, batch: Any, key: jax.Array) -> tuple:
-        real = {"a": batch["image"], "b": batch["other"]}
-        fake, paid = there_and_back(params, **real)
-        if identity:
-            paid |= same(params, **real)
-        for name in "ab":
-            # Only a relativistic game looks at the first of these.
-            logits = [judge(name, params, images[name]) for images in (real, fake)]
-            paid[f"adversarial_{name}"] = loss.generator(*logits)
-        value = sum(weights[name] * each for name, each in paid.items())
-        extra = {**extra, "shown": jax.lax.stop_gradient(fake)}  # none flows through what is kept
-        if pool:
-            found = {
-                name: pools.query(extra["pool"][name], new, jax.random.fold_in(key, i))
-                for i, (name, new) in enumerate(extra["shown"].items())
-            }
-            extra["shown"], extra["pool"] = (
-                {name: pair[i] for name, pair in found.items()} for i in range(2)
-            )
-        means = {name: jnp.mean(each) for name, each in paid.items()}
-        return jnp.mean(value), (means, extra)
-
-    def discriminator_loss(params: Any, extra: Any, batch: Any, key: jax.Array) -> tuple:
+    def discriminator_loss(self, view: View, batch: Batch, key: jax.Array) -> Result:
+        """What both discriminators minimise, on real images and on translations of "shown"."""
         value, metrics = 0.0, {}
-        for name, images in (("a", batch["image"]), ("b", batch["other"])):
-            real, fake = (judge(name, params, x) for x in (images, extra["shown"][name]))
-            each = jnp.mean(loss.discriminator(real, fake))
-            value += each
-            metrics |= {f"loss_{name}": each}
-            metrics |= {f"real_{name}": jnp.mean(real), f"fake_{name}": jnp.mean(fake)}
-        return value, (metrics, extra)
+        for domain, images in zip(DOMAINS, (batch["x"], batch["other"]), strict=True):
+            real = self.judge(view.params, domain, images)
+            fake = self.judge(view.params, domain, view.extra["shown"][domain])
+            own = jnp.mean(self.game.discriminator(real, fake))
+            value += own
+            metrics[f"loss_{domain}"] = own
+            metrics[f"real_{domain}"], metrics[f"fake_{domain}"] = jnp.mean(real), jnp.mean(fake)
+        return value, (metrics, view.extra)
 
-    def evaluate(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
-        """L1, the range of a pixel being 2 wide: of each cycle, and of what is in place already."""
-        domains = batch["image"], batch["other"]
-        return there_and_back(params, *domains)[1] | same(params, *domains)
+    def evaluate(self, variables: Variables, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """{"cycle_a", "cycle_b", "identity_a", "identity_b": [B]}: L1, a pixel's range being 2."""
+        domains = batch["x"], batch["other"]
+        _, cycles = self.cycle_losses(variables.params, *domains)
+        return cycles | self.identity_losses(variables.params, *domains)
 
-    def restore(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, tuple]:
+    def reconstruct(
+        self, variables: Variables, batch: Batch, key: jax.Array
+    ) -> dict[str, tuple[jax.Array, ...]]:
         """Each domain's translations, and what these become on the way back."""
-        a, b = batch["image"], batch["other"]
-        fake_a, fake_b = to("b2a", params, b), to("a2b", params, a)
+        params, a, b = variables.params, batch["x"], batch["other"]
+        fake_a, fake_b = self.generate(params, "b2a", b), self.generate(params, "a2b", a)
         return {
-            "cycle_a": (fake_b, to("b2a", params, fake_b)),
-            "cycle_b": (fake_a, to("a2b", params, fake_a), b),
+            "cycle_a": (fake_b, self.generate(params, "b2a", fake_b)),
+            "cycle_b": (fake_a, self.generate(params, "a2b", fake_a), b),
         }
 
-    def translate(params: Any, extra: Any, images: jax.Array, direction: str) -> jax.Array:
-        return to(direction, params, images)
-
-    phases = (Phase("generator", generator_loss), Phase("discriminator", discriminator_loss))
-    return Family(
-        init,
-        phases,
-        None,
-        evaluate,
-        averaged=("generator",),
-        restore=restore,
-        translate=translate,
-    )
+    def translate(self, variables: Variables, x: jax.Array, direction: str) -> jax.Array:
+        """Images [n, H, W, C] as the other domain has them; `direction` is "a2b" or "b2a"."""
+        return self.generate(variables.params, direction, x)

@@ -1,137 +1,180 @@
 """Generative adversarial networks as a family: two players (Goodfellow et al. 2014)."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.family import Family, Phase
-from aigc_jax.gan import augment as augmentation
-from aigc_jax.gan import losses
-from aigc_jax.gan.directions import slerp
-from aigc_jax.gan.pictures import of_latents
-from aigc_jax.networks import dcgan, gan_mlp, gan_resnet, r3gan
-from aigc_jax.networks.gan_layers import MOMENTUM
+from aigc_jax import modalities
+from aigc_jax.checks import arguments, section
+from aigc_jax.family import (
+    Batch,
+    Cond,
+    DataSpec,
+    Drawing,
+    Extra,
+    Family,
+    Field,
+    Params,
+    Phase,
+    Variables,
+    View,
+    Views,
+)
+from aigc_jax.gan import augment, figures, losses, players
+from aigc_jax.gan.frozen import freeze, lower_layers
+from aigc_jax.gan.latents import Latents
+from aigc_jax.gan.statistics import in_training, of_one_batch, updated
 
-NETWORKS = {"mlp": gan_mlp, "dcgan": dcgan, "resnet": gan_resnet, "r3gan": r3gan}
-STANDING = 512  # latents of which the generator's batch statistics are taken, for its average
-LOWER = ("down", "norm", "hidden")  # layers of a discriminator, numbered from the image
+STANDING = 512  # latents that the standing statistics of a generator are taken of
+
+# Keys of the section `gan`, and of its part `classifier`.
+SECTIONS = ("loss", "prior", "penalty", "augment", "classifier")
+COUNTS = ("decay_steps", "critics", "generator_batch", "frozen")
+CLASSIFIER = ("weight", "weight_generator")
+
+# What a loss returns: (scalar, ({metric: scalar}, extra)).
+Result = tuple[jax.Array, tuple[dict[str, jax.Array], Extra]]
 
 
-def build(config: Mapping[str, Any], spec: Any) -> Family:
+def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
+    """The GAN of an experiment, as a family. See `from_config`."""
+    return from_config(config, spec).family()
+
+
+def from_config(config: Mapping[str, Any], spec: DataSpec) -> "GAN":
     """The GAN of an experiment.
 
     Args:
-      config: reads `network` ({"generator", "discriminator"}: name and keyword arguments), `gan`,
-        `train.batch_size` and `sampling`.
-      spec: the data's `DataSpec`.
+      config: reads `network` (see `players.build`), `gan`, `train.batch_size` and `sampling`.
+      spec: of the data.
+
+    Raises:
+      ValueError: a setting that does not exist, or that these data or the others rule out.
     """
-    settings, networks = dict(config["gan"]), {}
-    conditioning = dict(config["network"]["discriminator"]).get("conditioning", "none")
-    if conditioning != "none" and not spec.num_classes:
-        raise ValueError(
-            f"network.discriminator.conditioning={conditioning!r} needs data with labels; this "
-            "data set has none"
-        )
-    for player in ("generator", "discriminator"):
-        arguments = dict(config["network"][player])
-        name = arguments.pop("name")
-        if name not in NETWORKS:
-            raise ValueError(f"network.{player}.name is one of {', '.join(NETWORKS)}, not {name!r}")
-        networks[player] = getattr(NETWORKS[name], player.capitalize())(
-            image_shape=spec.image_shape,
-            num_classes=spec.num_classes if conditioning != "none" else 0,
-            **arguments,
-        )
-    parts = {
-        "penalty": losses.Penalty(
-            *(settings.pop(f"penalty{key}") for key in ("", "_weight", "_every", "_weight_end"))
+    networks = players.build(config["network"], spec)
+    settings = section("gan", config["gan"], SECTIONS, COUNTS)
+    classifier = section("gan.classifier", settings.pop("classifier"), CLASSIFIER)
+    sampling = section("sampling", config["sampling"], ("truncation",))
+    penalty = arguments("gan.penalty", losses.Penalty, settings.pop("penalty"))
+    augmentation = arguments("gan.augment", augment.Augmentation, settings.pop("augment"))
+    return GAN(
+        **networks,
+        latents=Latents(
+            networks["generator"].latent, settings.pop("prior"), sampling["truncation"]
         ),
-        "augment": augmentation.Augmentation(
-            settings.pop("augment"),
-            *(
-                settings.pop(f"augment_{key}")
-                for key in ("probability", "target", "images", "probability_end")
-            ),
-        ),
-    }
-    return gan(
-        networks["generator"],
-        networks["discriminator"],
+        kind=spec.kind,
+        game=losses.build(settings.pop("loss")),
+        penalty=losses.Penalty(**penalty),
+        augmentation=augment.Augmentation(**augmentation),
         batch_size=config["train"]["batch_size"],
-        truncation=config["sampling"]["truncation"],
-        **parts,
+        class_weight=classifier["weight"],
+        class_weight_generator=classifier["weight_generator"],
         **settings,
     )
 
 
-def gan(
-    generator: Any,
-    discriminator: Any,
-    *,
-    batch_size: int,
-    truncation: float,
-    loss: str,
-    penalty: losses.Penalty,
-    augment: augmentation.Augmentation,
-    decay_steps: int,
-    critics: int,
-    generator_batch: int,
-    prior: str,
-    class_weight: float,
-    class_weight_generator: float,
-    frozen: int,
-) -> Family:
-    """A generator of z against a discriminator of images.
+@dataclass(frozen=True, eq=False)
+class GAN:
+    """A generator of z against a discriminator of examples; its methods are the papers' steps.
 
-    Args:
-      generator: module of (z, label, train=) -> images, with `latent`, `num_classes`,
-        `image_shape`.
-      discriminator: module of (images, label, train=) -> (logits, class logits or None).
-      batch_size: of real images, from which adaptive augmentation takes its speed.
-      truncation: samples draw z from the prior within +-truncation (Brock et al. 2019,
-        arXiv:1809.11096, section 3.1); 0: from all of it.
-      loss: of `losses.LOSSES`.
+    Attributes:
+      generator: module of (z, label, train=) -> examples, with `latent`, `num_classes`, `shape`.
+      discriminator: module of (examples, label, train=) -> (logits, class logits or None).
+      latents: the prior of z.
+      kind: of the data, a name of `modalities`.
+      game: what the two players minimise.
+      penalty: what keeps the discriminator smooth.
+      augmentation: of what the discriminator sees.
+      batch_size: of real examples, from which adaptive augmentation takes its speed.
       decay_steps: over which the penalty's weight and the probability of augmentation go along a
-        cosine to their ends, as in R3GAN (Huang et al. 2024, arXiv:2501.05441); 0: they stay.
-      critics: updates of the discriminator for one of the generator, each on fresh real images.
-      generator_batch: generated images of the generator's update, in batches.
-      prior: of z: "normal", or "uniform" in [-1, 1].
-      class_weight, class_weight_generator: of a "classifier" discriminator's cross entropy, for
-        each player (AC-GAN).
-      frozen: layers of the discriminator, from the image, that stay as they are: for fine-tuning
-        (Mo et al. 2020, arXiv:2002.10964).
+        cosine to their ends, as in R3GAN (Huang et al. 2024, arXiv:2501.05441); 0: both are
+        constant.
+      critics: updates of the discriminator for one of the generator, each on its own batch.
+      generator_batch: generated examples of the generator's update, in batches.
+      class_weight, class_weight_generator: of the cross entropy of a discriminator that also
+        classifies, in each player's loss (AC-GAN).
+      frozen: layers of the discriminator, from the input, that do not learn: for fine-tuning (Mo
+        et al. 2020, arXiv:2002.10964).
     """
-    game = losses.build(loss)
-    penalty.check()
-    if penalty.name != "none" and getattr(discriminator, "norm", "") == "batch":
-        raise ValueError(
-            f"gan.penalty={penalty.name!r} is of each image's own gradient, which batch norm mixes "
-            "with the others': set network.discriminator.norm to 'none' or 'spectral'"
-        )
-    if critics < 1 or generator_batch < 1:
-        raise ValueError("gan.critics and gan.generator_batch are at least 1")
-    if generator_batch > 1 and loss == "relativistic":
-        raise ValueError("gan.loss='relativistic' pairs images: gan.generator_batch must be 1")
-    if prior not in ("normal", "uniform"):
-        raise ValueError(f"gan.prior is normal or uniform, not {prior!r}")
-    if truncation < 0 or (truncation and prior != "normal"):
-        raise ValueError("sampling.truncation is at least 0, and of gan.prior='normal' only")
-    augment.check()
-    num_classes, latent = generator.num_classes, generator.latent
-    adaptive = bool(augment.policy and augment.target)
-    if decay_steps < 0:
-        raise ValueError(f"gan.decay_steps is at least 0, not {decay_steps}")
-    if adaptive and decay_steps:
-        raise ValueError("gan.augment_target sets the probability: gan.decay_steps must be 0")
-    names, share = losses.COMPOSED[penalty.name]
 
-    def init(key: jax.Array) -> tuple[dict, dict]:
-        label = jnp.zeros((1,), jnp.int32) if num_classes else None
+    generator: Any
+    discriminator: Any
+    latents: Latents
+    kind: str
+    game: losses.Loss
+    penalty: losses.Penalty
+    augmentation: augment.Augmentation
+    batch_size: int
+    decay_steps: int = 0
+    critics: int = 1
+    generator_batch: int = 1
+    class_weight: float = 1.0
+    class_weight_generator: float = 0.1
+    frozen: int = 0
+
+    def __post_init__(self) -> None:
+        if self.penalty.terms and getattr(self.discriminator, "norm", "") == "batch":
+            raise ValueError(
+                f"gan.penalty.name={self.penalty.name!r} is of each example's own gradient, which "
+                "batch norm mixes with the others': set network.discriminator.norm to 'none' or "
+                "'spectral'"
+            )
+        if self.critics < 1 or self.generator_batch < 1:
+            raise ValueError("gan.critics and gan.generator_batch are at least 1")
+        if self.generator_batch > 1 and self.game.relativistic:
+            raise ValueError(
+                "gan.loss='relativistic' pairs examples: gan.generator_batch must be 1"
+            )
+        if self.augmentation.policy and self.kind != "image":
+            raise ValueError(f"gan.augment.policy changes images, not data of kind {self.kind!r}")
+        if self.decay_steps < 0:
+            raise ValueError(f"gan.decay_steps is at least 0, not {self.decay_steps}")
+        if self.augmentation.adaptive and self.decay_steps:
+            raise ValueError("gan.augment.target sets the probability: gan.decay_steps must be 0")
+
+    @property
+    def classes(self) -> int:
+        """How many labels the generator takes; 0 for an unconditional one."""
+        return self.generator.num_classes
+
+    def family(self) -> Family:
+        """All of this as the trainer and the driver of samples see it."""
+        phases = [Phase("discriminator", self.critic_loss) for _ in range(self.critics)]
+        if self.penalty.terms and self.penalty.every > 1:
+            lazy = Phase("discriminator", self.penalty_loss, self.penalty.every, name="penalty")
+            phases.append(lazy)
+        _, extra = jax.eval_shape(self.init, jax.eval_shape(jax.random.key, 0))
+        prepared = {}
+        if "generator" in extra:
+            name = f"standing statistics of {STANDING} latents"
+            prepared = {"prepare": self.prepare, "prepared_as": name}
+        return Family(
+            init=self.init,
+            phases=(*phases, Phase("generator", self.generator_loss)),
+            evaluate=self.evaluate,
+            averaged=("generator",),
+            batches_per_step=self.critics,
+            transferred=("generator", "discriminator"),
+            drawing=Drawing(
+                start=self.start,
+                finish=self.finish,
+                conditions={"label": Field("label", (), self.classes)} if self.classes else {},
+                between=self.between,
+                **prepared,
+            ),
+            views=Views(figures=self.figures) if self.kind == "image" else None,
+        )
+
+    def init(self, key: jax.Array) -> tuple[Params, Extra]:
+        """Parameters of both players; their statistics, and an adaptive probability, as extra."""
+        label = jnp.zeros((1,), jnp.int32) if self.classes else None
         inputs = {
-            "generator": (generator, jnp.zeros((1, latent))),
-            "discriminator": (discriminator, jnp.zeros((1, *generator.image_shape))),
+            "generator": (self.generator, jnp.zeros((1, self.latents.size))),
+            "discriminator": (self.discriminator, jnp.zeros((1, *self.generator.shape))),
         }
         params, extra = {}, {}
         for (player, (module, x)), k in zip(inputs.items(), jax.random.split(key), strict=True):
@@ -139,232 +182,210 @@ def gan(
             params[player] = dict(variables["params"])
             if "batch_stats" in variables:
                 extra[player] = dict(variables["batch_stats"])
-        if adaptive:
-            extra["augment_probability"] = jnp.float32(augment.probability)
-        if decay_steps:
-            extra["step"] = jnp.int32(0)
-        lower_layers(params["discriminator"], frozen)  # or says that there are none such
+        if self.augmentation.adaptive:
+            extra["augment_probability"] = jnp.float32(self.augmentation.probability)
+        lower_layers(params["discriminator"], self.frozen)  # raises where it has fewer layers
         return params, extra
 
-    def run(module: Any, params: Any, stats: Any, *args: Any) -> tuple[Any, Any]:
-        """Outputs with this batch's statistics, and the statistics to keep."""
-        out, new = module.apply(
-            {"params": params, "batch_stats": stats}, *args, train=True, mutable=["batch_stats"]
-        )
-        return out, new.get("batch_stats", {})
+    # --- Training ------------------------------------------------------------------------------
 
-    def generate(params: Any, extra: Any, key: jax.Array, label: Any, n: int) -> tuple[Any, Any]:
-        z = draw_z(key, (n, latent))
-        return run(generator, params["generator"], extra.get("generator", {}), z, label)
+    def critic_loss(self, view: View, batch: Batch, key: jax.Array) -> Result:
+        """What the discriminator minimises on real and generated examples, with its penalty.
 
-    def draw_z(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        if prior == "uniform":
-            return jax.random.uniform(key, shape, minval=-1.0)
-        return jax.random.normal(key, shape)
-
-    def label_of(batch: Any) -> Any:
-        return batch["label"] if num_classes else None
-
-    def now(extra: Any, start: float, end: float) -> float | jax.Array:
-        """A setting that goes from `start` to `end`, where it is in a run."""
-        if not decay_steps:
-            return start
-        left = (1 + jnp.cos(jnp.pi * jnp.minimum(extra["step"] / decay_steps, 1.0))) / 2
-        return end + (start - end) * left
-
-    def probability(extra: Any) -> float | jax.Array:
-        if adaptive:
-            return extra["augment_probability"]
-        return now(extra, augment.probability, augment.probability_end)
-
-    def seen(extra: Any, images: jax.Array, key: jax.Array) -> jax.Array:
-        return augmentation.differentiable(key, images, augment.policy, probability(extra))
-
-    def with_stats(extra: Any, player: str, stats: Any) -> dict:
-        return {**extra, player: stats} if player in extra else dict(extra)
-
-    def penalised(
-        params: Any, extra: Any, real: jax.Array, fake: jax.Array, label: Any, key: jax.Array
-    ) -> jax.Array:
-        """The penalty of D after augmentation, with respect to the images before it, [B]."""
-        seen_key, *keys = jax.random.split(key, 1 + len(names))
-
-        def logit(images: jax.Array) -> jax.Array:
-            stats = extra.get("discriminator", {})
-            return run(
-                discriminator, params["discriminator"], stats, seen(extra, images, seen_key), label
-            )[0][0]
-
-        found = [
-            losses.PENALTIES[name](logit, real, fake, k)
-            for name, k in zip(names, keys, strict=True)
-        ]
-        return share * now(extra, penalty.weight, penalty.weight_end) * sum(found)
-
-    def critic(params: Any, extra: Any, batch: Any, key: jax.Array) -> tuple:
+        A lazy penalty is left to `penalty_loss`.
+        """
         z_key, real_key, fake_key, penalty_key = jax.random.split(key, 4)
-        params = {**params, "discriminator": thawed(params["discriminator"], frozen)}
-        real, label = batch["image"], label_of(batch)
-        fake, _ = generate(params, extra, z_key, label, len(real))
-        stats = extra.get("discriminator", {})
-        own = params["discriminator"]
-        (on_real, classes), stats = run(
-            discriminator, own, stats, seen(extra, real, real_key), label
-        )
-        (on_fake, fake_classes), stats = run(
-            discriminator, own, stats, seen(extra, fake, fake_key), label
-        )
-        value = game.discriminator(on_real, on_fake)
+        view = self.with_frozen(view)
+        real, label = batch["x"], self.label_of(batch)
+        fake, _ = self.generate(view, z_key, label, len(real))
+        stats = view.extra.get("discriminator", {})
+        shown = self.augmented(view, real, real_key)
+        (on_real, real_classes), stats = self.judge(view, shown, label, stats)
+        shown = self.augmented(view, fake, fake_key)
+        (on_fake, fake_classes), stats = self.judge(view, shown, label, stats)
+        value = self.game.discriminator(on_real, on_fake)
         metrics = {"logit_real": jnp.mean(on_real), "logit_fake": jnp.mean(on_fake)}
-        if classes is not None:
-            right = losses.class_loss(classes, label)
-            value += class_weight * (right + losses.class_loss(fake_classes, label))
-            metrics["class_loss"] = jnp.mean(right)
-        if names and penalty.every == 1:
-            paid = penalised(params, extra, real, fake, label, penalty_key)
-            value, metrics["penalty"] = value + paid, jnp.mean(paid)
-        extra = with_stats(extra, "discriminator", stats)
-        if adaptive:
-            extra["augment_probability"] = metrics["augment_probability"] = augmentation.adapted(
+        if real_classes is not None:
+            on_data = losses.class_loss(real_classes, label)
+            value += self.class_weight * (on_data + losses.class_loss(fake_classes, label))
+            metrics["class_loss"] = jnp.mean(on_data)
+        if self.penalty.terms and self.penalty.every == 1:
+            penalty = self.gradient_penalty(view, real, fake, label, penalty_key)
+            value, metrics["penalty"] = value + penalty, jnp.mean(penalty)
+        extra = updated(view.extra, "discriminator", stats)
+        if self.augmentation.adaptive:
+            extra["augment_probability"] = augment.adapted(
                 extra["augment_probability"],
                 on_real,
-                target=augment.target,
-                images=augment.images,
-                batch_size=batch_size,
+                target=self.augmentation.target,
+                images=self.augmentation.images,
+                batch_size=self.batch_size,
             )
-        elif augment.policy:
-            metrics["augment_probability"] = jnp.float32(probability(extra))
+            metrics["augment_probability"] = extra["augment_probability"]
+        elif self.augmentation.policy:
+            metrics["augment_probability"] = jnp.float32(self.probability(view))
         return jnp.mean(value), (metrics, extra)
 
-    def lazy_penalty(params: Any, extra: Any, batch: Any, key: jax.Array) -> tuple:
+    def penalty_loss(self, view: View, batch: Batch, key: jax.Array) -> Result:
+        """The penalty alone, times the number of steps for which it stands (lazy)."""
         z_key, key = jax.random.split(key)
-        params = {**params, "discriminator": thawed(params["discriminator"], frozen)}
-        real, label = batch["image"], label_of(batch)
-        fake, _ = generate(params, extra, z_key, label, len(real))
-        paid = penalised(params, extra, real, fake, label, key)
-        return penalty.every * jnp.mean(paid), ({}, extra)
+        view = self.with_frozen(view)
+        real, label = batch["x"], self.label_of(batch)
+        fake, _ = self.generate(view, z_key, label, len(real))
+        penalty = self.gradient_penalty(view, real, fake, label, key)
+        return self.penalty.every * jnp.mean(penalty), ({}, view.extra)
 
-    def move(params: Any, extra: Any, batch: Any, key: jax.Array) -> tuple:
+    def generator_loss(self, view: View, batch: Batch, key: jax.Array) -> Result:
+        """What the generator minimises on `generator_batch` batches of its examples."""
         z_key, real_key, fake_key = jax.random.split(key, 3)
-        real, label = batch["image"], label_of(batch)
-        if num_classes:
-            label = jnp.tile(label, generator_batch)
-        fake, stats = generate(params, extra, z_key, label, generator_batch * len(real))
-        judge = (discriminator, params["discriminator"], extra.get("discriminator", {}))
-        (on_fake, classes), _ = run(*judge, seen(extra, fake, fake_key), label)
-        on_real = on_fake  # which only a relativistic generator looks at
-        if loss == "relativistic":
-            (on_real, _), _ = run(*judge, seen(extra, real, real_key), label)
-        value, metrics = game.generator(on_real, on_fake), {"logit_fake": jnp.mean(on_fake)}
+        real, label = batch["x"], self.label_of(batch)
+        if self.classes:
+            label = jnp.tile(label, self.generator_batch)
+        fake, stats = self.generate(view, z_key, label, self.generator_batch * len(real))
+        own = view.extra.get("discriminator", {})  # the discriminator's statistics stay
+        (on_fake, classes), _ = self.judge(view, self.augmented(view, fake, fake_key), label, own)
+        on_real = on_fake  # not looked at, except by a relativistic game
+        if self.game.relativistic:
+            shown = self.augmented(view, real, real_key)
+            (on_real, _), _ = self.judge(view, shown, label, own)
+        value, metrics = self.game.generator(on_real, on_fake), {"logit_fake": jnp.mean(on_fake)}
         if classes is not None:
-            wrong = losses.class_loss(classes, label)
-            value, metrics["class_loss"] = value + class_weight_generator * wrong, jnp.mean(wrong)
-        extra = with_stats(extra, "generator", stats)
-        if decay_steps:
-            extra["step"] += 1
-        return jnp.mean(value), (metrics, extra)
+            class_loss = losses.class_loss(classes, label)
+            value += self.class_weight_generator * class_loss
+            metrics["class_loss"] = jnp.mean(class_loss)
+        return jnp.mean(value), (metrics, updated(view.extra, "generator", stats))
 
-    def stored(module: Any, params: Any, extra: Any, player: str, *args: Any) -> Any:
-        """Outputs with the statistics that were kept: an example does not depend on its batch."""
-        return module.apply(
-            {"params": params[player], "batch_stats": extra.get(player, {})}, *args, train=False
-        )
+    def gradient_penalty(
+        self, view: View, real: jax.Array, fake: jax.Array, label: jax.Array | None, key: jax.Array
+    ) -> jax.Array:
+        """The penalty of each pair of a real and a generated example [B], with its weight.
 
-    def images_of(params: Any, extra: Any, z: jax.Array, label: Any) -> jax.Array:
-        images = stored(generator, params, extra, "generator", z, label)
-        # Of a network without tanh; points of the plane have no range.
-        return images if images.shape[1:3] == (1, 1) else jnp.clip(images, -1.0, 1.0)
-
-    def evaluate(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
-        """{"logit_real", "logit_fake": [B]}: of images that the discriminator was not trained on.
-
-        Real ones far below those of training: it has learned its images by heart.
+        It is of the discriminator after augmentation, with respect to examples before it.
         """
-        label = label_of(batch)
-        fake = images_of(params, extra, draw_z(key, (len(batch["image"]), latent)), label)
+        augment_key, *keys = jax.random.split(key, 1 + len(self.penalty.terms))
+
+        def logit(x: jax.Array) -> jax.Array:
+            shown = self.augmented(view, x, augment_key)
+            (logits, _), _ = self.judge(view, shown, label, view.extra.get("discriminator", {}))
+            return logits
+
+        terms = [
+            losses.PENALTIES[name](logit, real, fake, k)
+            for name, k in zip(self.penalty.terms, keys, strict=True)
+        ]
+        weight = self.scheduled(view.step, self.penalty.weight, self.penalty.weight_end)
+        return self.penalty.factor * weight * sum(terms)
+
+    def generate(
+        self, view: View, key: jax.Array, label: jax.Array | None, n: int
+    ) -> tuple[jax.Array, Any]:
+        """n examples as in training, and the generator's batch statistics after them."""
+        z = self.latents.draw(key, n)
+        stats = view.extra.get("generator", {})
+        return in_training(self.generator, view.params["generator"], stats, z, label)
+
+    def judge(self, view: View, x: jax.Array, label: jax.Array | None, stats: Any) -> tuple:
+        """((logits, class logits or None) of x [B, ...] as in training, statistics after it)."""
+        return in_training(self.discriminator, view.params["discriminator"], stats, x, label)
+
+    def augmented(self, view: View, x: jax.Array, key: jax.Array) -> jax.Array:
+        """x [B, ...] as the discriminator sees it."""
+        if not self.augmentation.policy:
+            return x
+        return augment.differentiable(key, x, self.augmentation.policy, self.probability(view))
+
+    def probability(self, view: View) -> float | jax.Array:
+        """Of each part of the augmentation, at this step."""
+        if self.augmentation.adaptive:
+            return view.extra["augment_probability"]
+        start, end = self.augmentation.probability, self.augmentation.probability_end
+        return self.scheduled(view.step, start, end)
+
+    def scheduled(self, step: jax.Array, start: float, end: float) -> float | jax.Array:
+        """A setting that goes from `start` to `end` along a cosine, at `step`."""
+        if not self.decay_steps:
+            return start
+        left = (1 + jnp.cos(jnp.pi * jnp.minimum(step / self.decay_steps, 1.0))) / 2
+        return end + (start - end) * left
+
+    def with_frozen(self, view: View) -> View:
+        """The view, with no gradient to the discriminator's frozen layers."""
+        own = freeze(view.params["discriminator"], self.frozen)
+        return view._replace(params={**view.params, "discriminator": own})
+
+    def label_of(self, batch: Batch) -> jax.Array | None:
+        """The labels of a batch; None for an unconditional model."""
+        return batch["label"] if self.classes else None
+
+    # --- Evaluation and samples ----------------------------------------------------------------
+
+    def evaluate(self, variables: Variables, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """{"logit_real", "logit_fake": [B]}: of examples that no discriminator was trained on.
+
+        Real ones far below those of training: it has learned its examples by heart.
+        """
+        label = self.label_of(batch)
+        z = self.latents.draw(key, len(batch["x"]))
+        examples = {"logit_real": batch["x"], "logit_fake": self.decode(variables, z, label)}
+        stats = variables.extra.get("discriminator", {})
+        own = {"params": variables.params["discriminator"], "batch_stats": stats}
         return {
-            name: losses.map_mean(
-                stored(discriminator, params, extra, "discriminator", images, label)[0]
-            )
-            for name, images in {"logit_real": batch["image"], "logit_fake": fake}.items()
+            name: losses.map_mean(self.discriminator.apply(own, x, label, train=False)[0])
+            for name, x in examples.items()
         }
 
-    @jax.jit
-    def settle(params: Any, extra: Any) -> dict:
-        """`extra` with the batch statistics of the generator as it is, of its average above all."""
-        if "generator" not in extra:
-            return dict(extra)
-        empty = jax.tree.map(jnp.zeros_like, extra["generator"])
-        label = jnp.arange(STANDING) % num_classes if num_classes else None
-        z = draw_z(jax.random.key(0), (STANDING, latent))
-        _, moved = run(generator, params["generator"], empty, z, label)
-        return {**extra, "generator": jax.tree.map(lambda s: s / (1 - MOMENTUM), moved)}
+    def decode(self, variables: Variables, z: jax.Array, label: jax.Array | None) -> jax.Array:
+        """Examples [n, ...] in the model's range of latents [n, d], each independent of the others.
 
-    def draw_one(key: jax.Array) -> jax.Array:
-        if truncation:
-            return jax.random.truncated_normal(key, -truncation, truncation, (latent,))
-        return draw_z(key, (latent,))
+        With the generator's standing statistics where they were prepared, else with those of
+        training.
+        """
+        stats = variables.prepared.get("generator", variables.extra.get("generator", {}))
+        own = {"params": variables.params["generator"], "batch_stats": stats}
+        examples = self.generator.apply(own, z, label, train=False)
+        return modalities.of(self.kind).clip(examples)  # a network without tanh can leave the range
 
-    def label_in(cond: Mapping[str, Any]) -> Any:
-        return cond.get("label") if num_classes else None
+    def prepare(self, variables: Variables, codes: Any) -> dict[str, Any]:
+        """See `standing_statistics`, which takes no codes of data."""
+        del codes
+        return self._standing_statistics(variables)
 
-    @jax.jit
-    def sample(params: Any, extra: Any, keys: jax.Array, cond: Mapping[str, Any]) -> jax.Array:
-        return images_of(params, extra, jax.vmap(draw_one)(keys), label_in(cond))
+    @cached_property
+    def _standing_statistics(self) -> Any:
+        """Compiled once for all checkpoints."""
+        return jax.jit(self.standing_statistics)
 
-    def between(a: jax.Array, b: jax.Array, share: jax.Array) -> jax.Array:
-        return slerp(a, b, share) if prior == "normal" else a + share * (b - a)
+    def standing_statistics(self, variables: Variables) -> dict[str, Any]:
+        """{"generator": batch statistics} of the generator's parameters as they are.
 
-    def trajectory(
-        params: Any, extra: Any, keys: jax.Array, cond: Mapping[str, Any], frames: int
-    ) -> jax.Array:
-        """From one sample to another, on the sphere where z is normal."""
-        begin = jax.vmap(draw_one)(keys)
-        end = jax.vmap(lambda key: draw_one(jax.random.fold_in(key, 1)))(keys)
-        decode = jax.jit(lambda z: images_of(params, extra, z, label_in(cond)))
-        shares = jnp.linspace(0.0, 1.0, frames)
-        return jnp.stack([decode(between(begin, end, share)) for share in shares])
+        Those of training belong to the parameters of training, not to their average, which samples
+        are drawn with. Of 512 latents, always the same.
+        """
+        label = jnp.arange(STANDING) % self.classes if self.classes else None
+        z = self.latents.draw(jax.random.key(0), STANDING)
+        own, stats = variables.params["generator"], variables.extra["generator"]
+        return {"generator": of_one_batch(self.generator, own, stats, z, label)}
 
-    @jax.jit
-    def pictures(params: Any, extra: Any, keys: jax.Array, cond: Mapping[str, Any]) -> dict:
-        """See `pictures.of_latents`; a conditional model's are all of the first key's label."""
+    def start(self, variables: Variables, keys: jax.Array, cond: Cond) -> dict[str, Any]:
+        """Latents [n, d] of keys [n], and the labels that go with them."""
+        label = cond.get("label") if self.classes else None
+        return {"z": self.latents.sample(keys), "label": label}
+
+    def between(self, a: dict[str, Any], b: dict[str, Any], share: jax.Array) -> dict[str, Any]:
+        """A share of the way from latents to others; the labels stay those of `a`."""
+        return {**a, "z": self.latents.way(a["z"], b["z"], share)}
+
+    def finish(self, variables: Variables, carry: dict[str, Any]) -> jax.Array:
+        """The samples [n, ...]."""
+        return self.decode(variables, carry["z"], carry["label"])
+
+    def figures(self, variables: Variables, keys: jax.Array, cond: Cond) -> Mapping[str, jax.Array]:
+        """See `figures.of_latents`; those of a conditional model are all of the first label."""
 
         def decoded(z: jax.Array) -> jax.Array:
-            label = jnp.full((len(z),), cond["label"][0]) if num_classes else None
-            return images_of(params, extra, z, label)
+            label = jnp.full((len(z),), cond["label"][0]) if self.classes else None
+            return self.decode(variables, z, label)
 
-        kernel = params["generator"]["in"]["kernel"][:latent]  # a label's rows come after
-        return of_latents(decoded, jax.vmap(draw_one)(keys), kernel, between)
-
-    moves = [Phase("discriminator", critic) for _ in range(critics)]
-    if names and penalty.every > 1:
-        moves.append(Phase("discriminator", lazy_penalty, every=penalty.every, name="penalty"))
-    return Family(
-        init,
-        (*moves, Phase("generator", move)),
-        sample,
-        evaluate,
-        averaged=("generator",),
-        fresh=critics,
-        num_classes=num_classes,
-        trajectory=trajectory,
-        settle=settle,
-        carried=("generator", "discriminator"),
-        pictures=pictures if generator.image_shape[:2] != (1, 1) else None,
-    )
-
-
-def lower_layers(params: Mapping[str, Any], count: int) -> list[str]:
-    """Names of a discriminator's first `count` layers, from the image."""
-    found = {name: name.rpartition("_") for name in params}
-    numbered = {n: int(i) for n, (kind, _, i) in found.items() if kind in LOWER and i.isdigit()}
-    most = max(numbered.values(), default=-1) + 1
-    if not 0 <= count <= most:
-        raise ValueError(f"gan.frozen lies in 0..{most} for this discriminator, not {count}")
-    return [name for name, number in numbered.items() if number < count]
-
-
-def thawed(params: Mapping[str, Any], frozen: int) -> dict[str, Any]:
-    """The parameters, with no gradient to the lowest `frozen` layers."""
-    kept = lower_layers(params, frozen)
-    return {k: jax.lax.stop_gradient(v) if k in kept else v for k, v in params.items()}
+        # A label's rows of the kernel come after those of z.
+        kernel = variables.params["generator"]["in"]["kernel"][: self.latents.size]
+        return figures.of_latents(decoded, self.latents.sample(keys), kernel, self.latents.way)

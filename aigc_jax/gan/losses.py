@@ -9,6 +9,7 @@ A penalty is returned without any weight: one half is the caller's where a paper
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -16,8 +17,10 @@ import jax.numpy as jnp
 from jax.nn import relu, softplus
 from jax.scipy.special import logsumexp
 
-Critic = Callable[[jax.Array], jax.Array]  # images [B, ...] -> logits, [B] or a map
-# Within the root of a gradient's norm, whose own gradient is infinite at 0 otherwise.
+from aigc_jax.checks import one_of
+
+Critic = Callable[[jax.Array], jax.Array]  # examples [B, ...] -> logits, [B] or a map
+# Added below the root of a gradient's norm, whose own gradient would be infinite at 0.
 NORM_EPS = 1e-12
 
 
@@ -25,20 +28,19 @@ class Loss(NamedTuple):
     """A game between two players, each of which minimises its own.
 
     Attributes:
-      name: as `build` takes it.
-      discriminator, generator: (logits of real, logits of generated images) -> [B]. Only a
-        relativistic generator looks at `real`; pairs are by position in the batch (and in the map).
+      discriminator, generator: (logits of real, logits of generated examples) -> [B].
+      relativistic: whether the generator's loss depends on the logits of real examples too. They
+        are paired with generated ones by their position in the batch (and in the map).
     """
 
-    name: str
     discriminator: Callable[[jax.Array, jax.Array], jax.Array]
     generator: Callable[[jax.Array, jax.Array], jax.Array]
+    relativistic: bool = False
 
 
-def build(name: str) -> Loss:
-    """The loss `name`, one of `LOSSES`."""
-    if name not in LOSSES:
-        raise ValueError(f"gan.loss is one of {', '.join(LOSSES)}, not {name!r}")
+def build(name: str, setting: str = "gan.loss") -> Loss:
+    """The loss `name`, one of `LOSSES`; ValueError that names the setting for another."""
+    one_of(setting, name, LOSSES)
     return LOSSES[name]
 
 
@@ -69,32 +71,27 @@ def margins(real: jax.Array, fake: jax.Array) -> jax.Array:
 LOSSES = {
     # Goodfellow et al. 2014 (arXiv:1406.2661), eq. 1: G minimises log(1 - sigmoid(D(G(z)))), whose
     # gradient vanishes where D is sure of itself. At D = 0: 2 log 2 and -log 2.
-    "minimax": Loss("minimax", cross_entropy, lambda real, fake: -map_mean(softplus(fake))),
+    "minimax": Loss(cross_entropy, lambda real, fake: -map_mean(softplus(fake))),
     # The same paper's section 3: G minimises -log sigmoid(D(G(z))). At D = 0: 2 log 2 and log 2.
-    "non_saturating": Loss(
-        "non_saturating", cross_entropy, lambda real, fake: map_mean(softplus(-fake))
-    ),
+    "non_saturating": Loss(cross_entropy, lambda real, fake: map_mean(softplus(-fake))),
     # Mao et al. 2017 (arXiv:1611.04076), eq. 2 with a = 0 and b = c = 1. At D = 0: 1/2 and 1/2.
-    "least_squares": Loss(
-        "least_squares", squares, lambda real, fake: 0.5 * map_mean((fake - 1.0) ** 2)
-    ),
+    "least_squares": Loss(squares, lambda real, fake: 0.5 * map_mean((fake - 1.0) ** 2)),
     # Lim & Ye 2017 (arXiv:1705.02894); Miyato et al. 2018 (arXiv:1802.05957), eq. 16 and 17.
     # At D = 0: 2 and 0.
-    "hinge": Loss("hinge", margins, lambda real, fake: -map_mean(fake)),
+    "hinge": Loss(margins, lambda real, fake: -map_mean(fake)),
     # Arjovsky et al. 2017 (arXiv:1701.07875), eq. 2, for a critic that a penalty or spectral norm
     # keeps 1-Lipschitz: D's loss is minus its estimate of the distance. At D = 0: 0 and 0.
     "wasserstein": Loss(
-        "wasserstein",
         lambda real, fake: map_mean(fake) - map_mean(real),
         lambda real, fake: -map_mean(fake),
     ),
     # Relativistic pairing, Jolicoeur-Martineau 2019 (arXiv:1807.00734), in the form of R3GAN,
     # Huang et al. 2024 (arXiv:2501.05441), with f(t) = -softplus(-t): only differences between a
-    # real and a generated image count, so D + c is the same game. At D = 0: log 2 and log 2.
+    # real and a generated example count, so D + c is the same game. At D = 0: log 2 and log 2.
     "relativistic": Loss(
-        "relativistic",
         lambda real, fake: map_mean(softplus(fake - real)),
         lambda real, fake: map_mean(softplus(real - fake)),
+        relativistic=True,
     ),
 }
 
@@ -111,7 +108,7 @@ def squared_slope(logit: Critic, x: jax.Array) -> jax.Array:
 
 
 def r1(logit: Critic, real: jax.Array) -> jax.Array:
-    """|grad D|^2 at real images; (gamma / 2) times it is Mescheder et al. 2018's eq. 9.
+    """|grad D|^2 at real examples; (gamma / 2) times it is Mescheder et al. 2018's eq. 9.
 
     arXiv:1801.04406. The penalty is zero for a D that is 0 on the data, which makes training
     converge locally.
@@ -120,7 +117,7 @@ def r1(logit: Critic, real: jax.Array) -> jax.Array:
 
 
 def r2(logit: Critic, fake: jax.Array) -> jax.Array:
-    """|grad D|^2 at generated images; (gamma / 2) times it is Mescheder et al. 2018's eq. 10."""
+    """|grad D|^2 at generated examples; (gamma / 2) times it is Mescheder et al. 2018's eq. 10."""
     return squared_slope(logit, fake)
 
 
@@ -128,7 +125,7 @@ def gradient_penalty(logit: Critic, real: jax.Array, fake: jax.Array, key: jax.A
     """(|grad D| - 1)^2 at a point between real and generated, WGAN-GP's eq. 3 without lambda.
 
     Gulrajani et al. 2017 (arXiv:1704.00028). Each example's point is uniform on the line between
-    the two images at its position.
+    the two examples at its position.
     """
     shape = (len(real),) + (1,) * (real.ndim - 1)
     t = jax.random.uniform(key, shape, real.dtype)
@@ -136,17 +133,17 @@ def gradient_penalty(logit: Critic, real: jax.Array, fake: jax.Array, key: jax.A
 
 
 def dragan(logit: Critic, real: jax.Array, key: jax.Array) -> jax.Array:
-    """(|grad D| - 1)^2 near real images, Kodali et al. 2017 (arXiv:1705.07215).
+    """(|grad D| - 1)^2 near real examples, Kodali et al. 2017 (arXiv:1705.07215).
 
     Their two-sided E (|grad D(x + delta)| - k)^2, delta ~ N(0, c I), with k = 1 and sqrt(c) half
-    the standard deviation of all pixels of the batch, the size of the noise in the authors' code
+    the standard deviation of all values of the batch, the size of the noise in the authors' code
     (which draws it uniform and positive).
     """
     noise = jax.random.normal(key, real.shape, real.dtype)
     return _far_from_one(squared_slope(logit, real + 0.5 * jnp.std(real) * noise))
 
 
-# (logit, real, fake, key) -> [B], each of which looks at what it needs.
+# (logit, real, fake, key) -> [B]; each uses what it needs of these.
 PENALTIES = {
     "gradient_penalty": gradient_penalty,
     "r1": lambda logit, real, fake, key: r1(logit, real),
@@ -163,31 +160,40 @@ COMPOSED = {
 }
 
 
-class Penalty(NamedTuple):
-    """What keeps a discriminator smooth.
+@dataclass(frozen=True)
+class Penalty:
+    """What keeps a discriminator smooth: the settings of `gan.penalty`.
 
     Attributes:
       name: of `COMPOSED`.
       weight: lambda of gradient_penalty and dragan, gamma of (gamma / 2) R1.
-      every: steps from one to the next, the weight being multiplied by as many (lazy
+      weight_end: where the weight ends if it follows a schedule.
+      every: steps from one penalty to the next, the weight being multiplied by their number (lazy
         regularisation, Karras et al. 2020, arXiv:1912.04958, appendix B).
-      weight_end: where a weight that moves goes.
     """
 
-    name: str
-    weight: float
-    every: int
+    name: str = "none"
+    weight: float = 10.0
     weight_end: float = 0.0
+    every: int = 1
 
-    def check(self) -> None:
-        """Raises ValueError for a penalty that cannot be."""
-        if self.name not in COMPOSED:
-            raise ValueError(f"gan.penalty is one of {', '.join(COMPOSED)}, not {self.name!r}")
+    def __post_init__(self) -> None:
+        one_of("gan.penalty.name", self.name, COMPOSED)
         if self.name != "none" and (self.weight <= 0 or self.every < 1 or self.weight_end < 0):
             raise ValueError(
-                "gan.penalty_weight must be above 0, gan.penalty_weight_end at least 0 and "
-                "gan.penalty_every at least 1"
+                "gan.penalty.weight must be above 0, gan.penalty.weight_end at least 0 and "
+                "gan.penalty.every at least 1"
             )
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names in `PENALTIES` of what is added up; () where there is no penalty."""
+        return COMPOSED[self.name][0]
+
+    @property
+    def factor(self) -> float:
+        """What the papers multiply the weight by."""
+        return COMPOSED[self.name][1]
 
 
 def class_loss(class_logits: jax.Array, label: jax.Array) -> jax.Array:

@@ -41,5 +41,5 @@ def query(pool: Pool, images: jax.Array, key: jax.Array) -> tuple[jax.Array, Poo
         return pool, jnp.where(swap, old, image)
 
     # No convolution inside, so a scan is as fast on a CPU as anywhere.
-    pool, seen = jax.lax.scan(one, pool, (images, jax.random.split(key, len(images))))
-    return seen, pool
+    pool, shown = jax.lax.scan(one, pool, (images, jax.random.split(key, len(images))))
+    return shown, pool

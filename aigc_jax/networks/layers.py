@@ -149,7 +149,31 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        b, h, w, c = x.shape
-        # A broadcast and a reshape; jax.image.resize would gather.
-        x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
-        return conv(x.reshape(b, 2 * h, 2 * w, c), c, name="conv")
+        return conv(nearest(x, 2), x.shape[-1], name="conv")
+
+
+def nearest(x: jax.Array, times: int) -> jax.Array:
+    """Enlarges the map by its nearest neighbours. [B, H, W, C] to [B, times H, times W, C]."""
+    b, h, w, c = x.shape
+    # A broadcast and a reshape; jax.image.resize would gather.
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, times, w, times, c))
+    return x.reshape(b, times * h, times * w, c)
+
+
+def halved_sides(sides: Sequence[int], halvings: int, setting: str) -> tuple[int, int]:
+    """(height, width) of an image of these sides after so many halvings.
+
+    ValueError for sides that cannot be halved so often; it names `setting`, such as
+    "network.widths=(32, 64)", and the nearest sizes that can.
+    """
+    height, width = sides
+    step = 2**halvings
+    for size in (height, width):
+        if size % step or size == 0:
+            sizes = [n for n in (size // step * step, (size // step + 1) * step) if n]
+            raise ValueError(
+                f"images are {height}x{width}, but {setting} halves them {halvings} times, which "
+                f"{size} does not allow; the nearest sizes that do: "
+                f"{' and '.join(map(str, sizes))}"
+            )
+    return height // step, width // step

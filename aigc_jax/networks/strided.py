@@ -1,4 +1,4 @@
-"""Convolutions that halve or double the sides of a map, of whose derivatives no one is slow.
+"""Convolutions that halve or double the sides of a map, all of whose derivatives are fast.
 
 XLA's own derivatives of strided and transposed convolutions are many times slower on a CPU than
 those of plain ones, so here each is written as plain ones of the map's phases where that counts.
@@ -61,7 +61,7 @@ def double(x: jax.Array, kernel: jax.Array) -> jax.Array:
     x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
     y = jax.lax.conv_general_dilated(x, taps, (1, 1), ((1, 0), (1, 0)), dimension_numbers=LAYOUT)
     y = y.reshape(b, h + 1, w + 1, 2, 2, features).transpose(0, 1, 3, 2, 4, 5)
-    # The first window makes output -1 and the last one output 2H: nobody asked for them.
+    # The first window makes output -1 and the last one output 2H, which are outside the map.
     return y.reshape(b, 2 * h + 2, 2 * w + 2, features)[:, 1:-1, 1:-1]
 
 

@@ -21,6 +21,7 @@ from aigc_jax.networks.layers import (
     Upsample,
     conv,
     dense,
+    halved_sides,
     sinusoidal_embedding,
 )
 
@@ -122,13 +123,5 @@ class UNet(nn.Module):
             raise ValueError(f"network.groups={groups} does not divide network.width={self.width}")
         if label is not None and not self.num_classes:
             raise ValueError("a label was given to a network with network.num_classes=0")
-        halvings = len(self.multipliers) - 1
-        step = 2**halvings
-        for size in x.shape[1:3]:
-            if size % step or size == 0:
-                nearest = [n for n in (size // step * step, (size // step + 1) * step) if n]
-                raise ValueError(
-                    f"images are {x.shape[1]}x{x.shape[2]}, but network.multipliers="
-                    f"{tuple(self.multipliers)} halves them {halvings} times, which {size} does "
-                    f"not allow; the nearest sizes that do: {' and '.join(map(str, nearest))}"
-                )
+        setting = f"network.multipliers={tuple(self.multipliers)}"
+        halved_sides(x.shape[1:3], len(self.multipliers) - 1, setting)

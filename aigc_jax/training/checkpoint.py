@@ -7,13 +7,9 @@ over for the one before it, and set aside where it would be in the way; nothing 
 the oldest good checkpoints beyond the number kept.
 """
 
-import functools
 import gc
-import logging
 import pathlib
 import re
-import sys
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,7 +18,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-ITEMS = ("state", "about")
+from aigc_jax.training import quiet
+
+ITEMS = ("state", "prepared", "about")
 
 
 class CheckpointError(RuntimeError):
@@ -53,6 +51,14 @@ def digest(tree: Any) -> list[jax.Array]:
     return [of(leaf) for leaf in jax.tree.leaves(tree)]
 
 
+def digests(tree: Any) -> dict[str, int]:
+    """{path of a leaf: its digest}, such as "params/net/in/kernel"."""
+    found = jax.device_get(digest(tree))
+    paths = (path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0])
+    names = (jax.tree_util.keystr(path, simple=True, separator="/") for path in paths)
+    return {name: int(value) for name, value in zip(names, found, strict=True)}
+
+
 def _say(message: str) -> None:
     if jax.process_index() == 0:
         print(message, flush=True)
@@ -63,7 +69,7 @@ class Checkpoints:
 
     def __init__(self, folder: str | pathlib.Path, keep: int = 2, clean: bool = False) -> None:
         """Opens the folder; the run that writes there has `clean` move half-written saves aside."""
-        _hush_orbax()
+        self._quiet = quiet.Orbax()
         self.folder = pathlib.Path(folder).absolute()
         self._keep = keep
         if clean:
@@ -92,22 +98,27 @@ class Checkpoints:
         """Step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, about: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: Any, about: Mapping[str, Any], prepared: Any = None) -> None:
         """Starts saving; the files are written while training goes on.
 
         Args:
           step: steps done.
           state: the state; free to be donated once this returns.
           about: JSON beside it (config, metrics).
+          prepared: a tree of arrays that goes with the state but is computed from it, so that a
+            restored run does not need it; what samples are drawn with.
 
         Raises:
           CheckpointError: this save, or the one still under way, failed.
         """
         self.wait()  # so that a failure is told of the save that it befell
-        about = dict(about) | {"digest": [int(d) for d in jax.device_get(digest(state))]}
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
-        )
+        items = {"state": ocp.args.StandardSave(state)}
+        found = digests(state)
+        if jax.tree.leaves(prepared):
+            items["prepared"] = ocp.args.StandardSave(prepared)
+            found |= digests({"prepared": prepared})
+        items["about"] = ocp.args.JsonSave(dict(about) | {"digest": found})
+        args = ocp.args.Composite(**items)
         self._guard(step, lambda: self._manager.save(step, args=args, force=True))
 
     def wait(self) -> None:
@@ -120,6 +131,7 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+            self._quiet.end()
 
     def _guard(self, step: int | None, action: Callable[[], Any]) -> None:
         try:
@@ -158,6 +170,38 @@ class Checkpoints:
         Raises:
           CheckpointError: there are checkpoints, but not one (or not that of `step`) can be read.
         """
+        return self._first_good(lambda candidate: self._read(candidate, target), step)
+
+    def restore_parts(
+        self, target: Mapping[str, Any], step: int | None = None
+    ) -> tuple[Mapping[str, Any], Any, int] | None:
+        """As `restore`, of some parts of the state alone; nothing else is read.
+
+        Args:
+          target: {part of the state: abstract tree, which may leave out branches}, such as
+            {"ema": {"net": ...}}.
+
+        Returns:
+          (the parts, what was saved as `prepared` or {}, step).
+        """
+
+        def read(candidate: int) -> tuple[Mapping[str, Any], Any]:
+            about, folder = self.about(candidate), self._manager.directory / f"{candidate:08d}"
+            parts = _read_partially(folder / "state", target)
+            found = digests(parts)
+            prepared = {}
+            if (folder / "prepared").exists():
+                with ocp.StandardCheckpointer() as checkpointer:
+                    prepared = checkpointer.restore(folder / "prepared")
+                found |= digests({"prepared": prepared})
+            self._compare(found, about["digest"])
+            return parts, prepared
+
+        found = self._first_good(read, step)
+        return found and (*found[0], found[1])
+
+    def _first_good(self, read: Callable[[int], Any], step: int | None) -> tuple[Any, int] | None:
+        """What `read` makes of the newest checkpoint that it can read, or of that of `step`."""
         steps = self.steps()
         if step is not None and step not in steps:
             have = ", ".join(map(str, steps)) or "none"
@@ -165,7 +209,7 @@ class Checkpoints:
         failures = []
         for candidate in [step] if step is not None else reversed(steps):
             try:
-                return self._read(candidate, target), candidate
+                return read(candidate), candidate
             except Exception as error:
                 failures.append(f"step {candidate}: {_first_line(error)}")
                 _say(f"checkpoint of {failures[-1]}; it is damaged and is passed over")
@@ -183,10 +227,14 @@ class Checkpoints:
         restored = self._manager.restore(step, args=args)
         # Orbax hands back what it saved, e.g. plain dicts: take the target's own structure.
         state = jax.tree.unflatten(jax.tree.structure(target), jax.tree.leaves(restored["state"]))
-        found = [int(d) for d in jax.device_get(digest(state))]
-        if found != restored["about"]["digest"]:
-            raise CheckpointError("the restored bits are not those that were saved")
+        self._compare(digests(state), restored["about"]["digest"])
         return state
+
+    @staticmethod
+    def _compare(found: Mapping[str, int], saved: Mapping[str, int]) -> None:
+        """Raises CheckpointError unless every leaf that was read is as it was saved."""
+        if any(saved.get(name) != value for name, value in found.items()):
+            raise CheckpointError("the restored bits are not those that were saved")
 
     def set_aside_after(self, step: int) -> None:
         """Moves checkpoints newer than `step`, found damaged, out of the way of new ones."""
@@ -210,34 +258,14 @@ class Checkpoints:
             multihost_utils.sync_global_devices(f"{self.folder.name} set aside")
 
 
-@functools.cache
-def _hush_orbax() -> None:
-    """Orbax's threads print pages about a file that they could not read or write; one line is ours.
-
-    Every such error is also raised where we wait for it, so what is dropped here is only the same
-    traceback in the log, and the complaint of a reader or writer that it has nobody left to tell.
-    """
-
-    def wanted(record: logging.LogRecord) -> bool:
-        text = record.pathname + record.getMessage()
-        noise = record.exc_info or "was destroyed but it is pending" in text
-        return not (noise and ("orbax" in text or "tensorstore" in text))
-
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(wanted)
-    # When one leaf cannot be written, Orbax closes its loop over the tasks of the others; those not
-    # yet begun would complain whenever they are collected, at times as the last line of all.
-    never = r"coroutine 'async_serialize\w*(\.<locals>\.\w+)?' was never awaited"
-    warnings.filterwarnings("ignore", never, RuntimeWarning)
-    before = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        traceback = unraisable.exc_traceback
-        where = traceback.tb_frame.f_code.co_filename if traceback else ""
-        if "orbax" not in where and "Event loop is closed" not in str(unraisable.exc_value):
-            before(unraisable)
-
-    sys.unraisablehook = hook
+def _read_partially(folder: Any, target: Any) -> Any:
+    """The leaves of a saved tree that `target` has, and no byte of the others."""
+    restore_args = jax.tree.map(
+        lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype), target
+    )
+    args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(folder, args=args)
 
 
 def _first_line(error: BaseException) -> str:

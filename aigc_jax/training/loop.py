@@ -1,178 +1,231 @@
 """The training loop: evaluate, save, batch, step, log; killed at any point, it resumes there."""
 
 import contextlib
+import json
 import math
-import pathlib
 import signal
+import zlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from aigc_jax.data import augment, loader
-from aigc_jax.data.datasets import Dataset
-from aigc_jax.family import Family
-from aigc_jax.training import environment, optimizers, rundir, sharding
-from aigc_jax.training.checkpoint import Checkpoints
+from aigc_jax.data import loader
+from aigc_jax.data.sources import Source
+from aigc_jax.training import sharding
+from aigc_jax.training.checkpoint import CheckpointError, Checkpoints, digests
 from aigc_jax.training.meter import Meter
-from aigc_jax.training.observer import BETTER, Observer
-from aigc_jax.training.step import Recipe, TrainState, active_phases, ema_decay
+from aigc_jax.training.step import Recipe, TrainState, active_phases
 from aigc_jax.training.writers import Writer
 
+Initial = tuple[Mapping[str, Any], Mapping[str, Any]]
 
-def recipe(config: Mapping[str, Any], family: Family) -> Recipe:
-    """What a config says about steps: optimizers, EMA, augmentation."""
-    players = jax.eval_shape(family.init, jax.random.key(0))[0].keys()
-    updates = {
-        p: sum(1 / phase.every for phase in family.phases if phase.player == p) for p in players
-    }
-    batch_size = config["train"]["batch_size"]
-    chosen = dict(config["augment"])
 
-    def prepare(batch: Mapping[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-        batch, keys = augment.floats(batch), (key, jax.random.fold_in(key, 1))
-        for name, own in zip(augment.IMAGES, keys, strict=True):
-            if name in batch:
-                batch[name] = augment.augment(own, batch[name], **chosen)
-        return batch
+class Schedule(NamedTuple):
+    """When a run does what; all in steps, 0 for never.
 
-    return Recipe(
-        family=family,
-        optimizers=optimizers.per_player(config["optimizer"], updates),
-        ema_decay=partial(ema_decay, batch_size=batch_size, **config["ema"]),
-        prepare=prepare,
-    )
+    Attributes:
+      steps: of the run.
+      log, evaluate, sample, save: one row of metrics, one evaluation, one picture, one checkpoint
+        every so many, and at the end.
+      first_sample: a picture at this step too, so that a new run soon has something to look at.
+    """
+
+    steps: int
+    log: int
+    evaluate: int
+    sample: int
+    save: int
+    first_sample: int = 0
+
+
+class Hooks(NamedTuple):
+    """What a run does beside training, called with (state, step).
+
+    Attributes:
+      evaluate: metrics of the state.
+      sample: pictures of it.
+      prepare: -> a tree of arrays to store with its checkpoint, such as a fitted prior; {}: none.
+    """
+
+    evaluate: Callable[[TrainState, int], None]
+    sample: Callable[[TrainState, int], None]
+    prepare: Callable[[TrainState, int], Any]
 
 
 def train(
-    config: Mapping[str, Any],
-    workdir: str | pathlib.Path,
-    family: Family,
-    dataset: Dataset,
-    initial: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]] | None = None,
-    origin: Mapping[str, Any] | None = None,
+    recipe: Recipe,
+    source: Source,
+    *,
+    schedule: Schedule,
+    batch_size: int,
+    seed: int,
+    mode: str,
+    max_skipped: int,
+    checkpoints: Checkpoints,
+    about: Mapping[str, Any],
+    begin: Callable[[int, int], tuple[Writer, Hooks]],
+    initial: Callable[[], Initial] | None = None,
 ) -> TrainState:
-    """Trains until `train.steps`, resuming by itself what lies in `workdir`.
+    """Trains until `schedule.steps`, resuming by itself from `checkpoints`.
 
     Args:
-      config: the experiment's config.
-      workdir: folder of the run; gets config.json, spec.json, origin.json, metrics.jsonl,
-        tensorboard/, samples/, restored/, evaluations/, checkpoints/ and best/.
-      family: the built family.
-      dataset: the open data set.
+      recipe: what stays the same over the run.
+      source: training data.
+      batch_size: global; seed: of all randomness; mode: see `sharding.state_sharding`.
+      max_skipped: steps in a row with gradients that are not finite before the run stops.
+      checkpoints: where the run lies, closed by the caller; about: JSON beside each.
+      begin: (step to start from, number of parameters) -> (writer, hooks). Called once, when
+        nothing can be wrong with the settings any more: the run's papers are written here.
       initial: () -> ({player: parameters} to start from instead of random ones, {name: what of
-        `extra` goes with them}), called by a new run only: one that resumes does not need what it
-        once started from.
-      origin: what origin.json shall say of the command, beside where and when it ran.
+        `extra` goes with them}), called by a new run only: one that resumes needs it no more.
 
     Returns:
       The last state.
 
     Raises:
-      RunMismatch: the folder holds a run with another config.
-      NonFiniteError: see `train.max_skipped`.
-      CheckpointError: a checkpoint could not be written, or none of those there could be read.
+      NonFiniteError: see `max_skipped`.
+      CheckpointError: a checkpoint could not be written, none could be read, or the run was
+        trained with other frozen networks.
       ValueError: a setting that cannot work, found before anything is written.
     """
-    workdir = pathlib.Path(workdir)
-    settings, log, keep = config["train"], config["log"], config["checkpoint"]
-    steps, batch_size = settings["steps"], settings["batch_size"]
     mesh = sharding.make_mesh()
     sharding.check_batch(batch_size, mesh)
-    if log["sample_every"] and log["samples"] < 1:
-        raise ValueError(f"log.samples is at least 1, not {log['samples']}; sample_every=0 is off")
-    if keep["best_mode"] not in BETTER:
-        raise ValueError(f"checkpoint.best_mode is min or max, not {keep['best_mode']!r}")
-    plan = recipe(config, family)
-    target = sharding.abstract_state(plan, mesh, settings["sharding"])
-    run_step = sharding.compile_step(plan, mesh, target)
+    target = sharding.abstract_state(recipe, mesh, mode)
     parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(target.params))
-
-    with contextlib.ExitStack() as stack:
-        checkpoints = Checkpoints(workdir / "checkpoints", keep["keep"], clean=True)
-        stack.callback(checkpoints.close)
-        if checkpoints.steps():
-            rundir.check_same(workdir, config)
-        restored = checkpoints.restore(target)
-        if restored and restored[1] >= steps:
-            if jax.process_index() == 0:
-                done = f"this run has done {restored[1]} of {steps} steps (train.steps)"
-                print(f"{workdir}: nothing to do, {done}", flush=True)
-            return restored[0]
-        start = restored[1] if restored else 0
-        batches = loader.batches(
-            dataset.sources[config["data"]["train_split"]],
-            batch_size=batch_size,
-            seed=config["seed"],
-            start=start,
-            fresh=family.fresh,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        stack.callback(batches.close)
+    restored = checkpoints.restore(target)
+    start = restored[1] if restored else 0
+    if restored and start >= schedule.steps:
+        _say_done(checkpoints, start, schedule.steps)
+        return restored[0]
+    run_step, known = _compiled(recipe, mesh, target, mode)
+    if restored:
+        check_constants(checkpoints.about(start).get("constants", {}), known)
+    batches = loader.batches(
+        source,
+        batch_size=batch_size,
+        seed=seed,
+        start=start,
+        batches_per_step=recipe.family.batches_per_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    with contextlib.closing(batches):
         given = initial() if initial and not restored else ({}, {})
-        if jax.process_index() == 0:  # nothing can be wrong with the config any more
-            rundir.write(workdir, "config.json", rundir.as_dict(config))
-            rundir.write(workdir, "spec.json", dataset.spec._asdict())
-            about = {**(origin or {}), "parameters": parameters}
-            rundir.add_session(workdir, about, start, environment.describe())
+        writer, hooks = begin(start, parameters)
         if restored:
             state = restored[0]
             checkpoints.set_aside_after(start)
         else:
-            state = _from_weights(sharding.new_state(plan, target, config["seed"]), *given)
+            state = _from_weights(sharding.new_state(recipe, target, seed), *given)
+        meter = Meter(writer, batch_size, max_skipped, checkpoints)
 
-        writer = Writer(workdir, start, steps, batch_size)
-        stack.callback(writer.close)
-        writer.say(
-            f"{workdir}: {'resuming at' if restored else 'starting at'} step {start} of {steps}, "
-            f"{parameters:,} parameters, batch {batch_size} on {mesh.size} "
-            f"{jax.default_backend()} device(s), {settings['sharding']}"
-        )
-        observer = Observer(config, workdir, family, dataset, mesh, writer)
-        stack.callback(observer.close)
-        meter = Meter(writer, batch_size, settings["max_skipped"], checkpoints)
-        stopped = stack.enter_context(_stop_signal())
+        def save(state: TrainState, step: int) -> None:
+            beside = {**about, "constants": known}
+            checkpoints.save(step, state, beside, prepared=hooks.prepare(state, step))
 
-        def due(every: int, step: int) -> bool:
-            # What was due at `start` was done before its checkpoint was written.
-            return every > 0 and step > start and (step % every == 0 or step == steps)
-
-        for step in range(start, steps + 1):
-            stopping = stopped(step)
-            if due(log["eval_every"], step):
-                meter.flush(step)
-                observer.keep_best(state, step, observer.evaluate(state, step))
-            if due(log["sample_every"], step):
-                meter.flush(step)
-                observer.sample(state, step)
-            if due(keep["every"], step) or (step > start and (step == steps or stopping)):
-                meter.flush(step)
-                checkpoints.save(step, state, {"config": rundir.as_dict(config)})
-            if step == steps or stopping:
-                break
-            meter.lap()
-            batch = sharding.put(mesh, next(batches), axis=1)
-            meter.data_ready()
-            with jax.transfer_guard("disallow"):
-                state, metrics = run_step(active_phases(family, step), state, batch)
-            meter.add(step + 1, metrics)
-            writer.advance()
-            if (step + 1) % log["every"] == 0:
-                meter.flush(step + 1)
+        loads = (sharding.put(mesh, batch, axis=1) for batch in batches)
+        state, step = _steps(run_step, state, start, loads, schedule, meter, writer, hooks, save)
         checkpoints.wait()
-        if step == steps:
-            writer.say(f"done: step {step}, samples and checkpoints in {workdir}")
-        else:
-            writer.say(f"stopped by a signal at step {step}, saved; the same command resumes it")
+    writer.say(
+        f"done: step {step}, samples and checkpoints in {checkpoints.folder.parent}"
+        if step == schedule.steps
+        else f"stopped by a signal at step {step}, saved; the same command resumes it"
+    )
     return state
 
 
+def _compiled(
+    recipe: Recipe, mesh: Any, target: TrainState, mode: str
+) -> tuple[Callable[[int, TrainState, Any], tuple[TrainState, dict]], dict[str, int]]:
+    """((step, state, batch) -> (state, metrics), {name of a frozen network: its digest})."""
+    constants = recipe.family.constants() if recipe.family.constants else {}
+    constants = sharding.place(constants, mesh, mode)
+    compiled = sharding.compile_step(recipe, mesh, target, constants)
+
+    def run_step(step: int, state: TrainState, batch: Any) -> tuple[TrainState, dict]:
+        with jax.transfer_guard("disallow"):
+            return compiled(active_phases(recipe.family, step), state, constants, batch)
+
+    return run_step, digests_of(constants)
+
+
+def _steps(
+    run_step: Callable[[int, TrainState, Any], tuple[TrainState, dict]],
+    state: TrainState,
+    start: int,
+    batches: Iterator[Any],
+    schedule: Schedule,
+    meter: Meter,
+    writer: Writer,
+    hooks: Hooks,
+    save: Callable[[TrainState, int], None],
+) -> tuple[TrainState, int]:
+    """Steps until the schedule's end or a signal, and what is due in between; the last step too."""
+    with _stop_signal() as stopped:
+        for step in range(start, schedule.steps + 1):
+            stopping = stopped(step)
+            if due(schedule.evaluate, step, start, schedule.steps):
+                meter.flush(step)
+                hooks.evaluate(state, step)
+            first = step == schedule.first_sample and step > start
+            if first or due(schedule.sample, step, start, schedule.steps):
+                meter.flush(step)
+                hooks.sample(state, step)
+            last = step > start and (step == schedule.steps or stopping)
+            if last or due(schedule.save, step, start, schedule.steps):
+                meter.flush(step)
+                save(state, step)
+            if step == schedule.steps or stopping:
+                return state, step
+            meter.lap()
+            batch = next(batches)
+            meter.data_ready()
+            state, metrics = run_step(step, state, batch)
+            meter.add(step + 1, metrics)
+            writer.advance()
+            if (step + 1) % schedule.log == 0:
+                meter.flush(step + 1)
+    raise AssertionError("the last step returns")
+
+
+def due(every: int, step: int, start: int, steps: int) -> bool:
+    """Whether something done `every` so many steps, and at the end, is due at `step`.
+
+    What was due at `start` was done before its checkpoint was written.
+    """
+    return every > 0 and step > start and (step % every == 0 or step == steps)
+
+
+def digests_of(constants: Mapping[str, Any]) -> dict[str, int]:
+    """{name of a frozen network: a number of its weights}, by which a checkpoint knows it."""
+
+    def of(tree: Any) -> int:
+        return zlib.crc32(json.dumps(digests(tree), sort_keys=True).encode())
+
+    return {name: of(tree) for name, tree in constants.items()}
+
+
+def check_constants(saved: Mapping[str, int], ours: Mapping[str, int]) -> None:
+    """Raises CheckpointError where a run goes on with other frozen networks than it began with."""
+    wrong = sorted(name for name in saved.keys() | ours.keys() if saved.get(name) != ours.get(name))
+    if wrong:
+        raise CheckpointError(
+            f"this run was trained with other weights of its frozen network {', '.join(wrong)}: "
+            "give the file that it began with, or start anew in another --workdir"
+        )
+
+
+def _say_done(checkpoints: Checkpoints, done: int, steps: int) -> None:
+    if jax.process_index() == 0:
+        text = f"this run has done {done} of {steps} steps (train.steps)"
+        print(f"{checkpoints.folder.parent}: nothing to do, {text}", flush=True)
+
+
 def _from_weights(
-    state: TrainState, initial: Mapping[str, Any], carried: Mapping[str, Any]
+    state: TrainState, initial: Mapping[str, Any], transferred: Mapping[str, Any]
 ) -> TrainState:
     """The state with given parameters, their EMA the same, and what of `extra` goes with them."""
 
@@ -186,7 +239,7 @@ def _from_weights(
     params, ema = taken(state.params, initial), dict(state.ema)
     for player in ema.keys() & initial.keys():
         ema[player] = jax.tree.map(lambda x: x + 0, params[player])  # buffers of its own
-    return state.replace(params=params, ema=ema, extra=taken(state.extra, carried))
+    return state.replace(params=params, ema=ema, extra=taken(state.extra, transferred))
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from aigc_jax.checks import one_of
+
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -30,8 +32,7 @@ def learning_rate(
       decay_start: step until which it stays at `peak` (not used by "constant").
       end: the rate from `decay_steps` on (not used by "constant").
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"optimizer.schedule is one of {', '.join(SCHEDULES)}, not {schedule!r}")
+    one_of("optimizer.schedule", schedule, SCHEDULES)
     begin = max(warmup, decay_start)
     if schedule != "constant" and decay_steps <= begin:
         name = "warmup" if begin == warmup else "decay_start"
@@ -75,8 +76,7 @@ def optimizer(
       momentum: of SGD; b1, b2, eps: of Adam and AdamW, b2 a number or, of Adam, a schedule too;
         weight_decay: of AdamW.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"optimizer.name is one of {', '.join(OPTIMIZERS)}, not {name!r}")
+    one_of("optimizer.name", name, OPTIMIZERS)
     if weight_decay and name != "adamw":
         raise ValueError(f"optimizer.weight_decay needs optimizer.name='adamw', not {name!r}")
     if callable(b2) and name != "adam":

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from aigc_jax import streams
+from aigc_jax.checks import one_of
 from aigc_jax.training.step import Recipe, TrainState, init_state, train_step
 
 MODES = ("replicated", "fsdp")
@@ -54,8 +56,7 @@ def state_sharding(mesh: Mesh, abstract: Any, mode: str = "replicated") -> Any:
     Under "fsdp" a leaf's largest axis that the number of devices divides is split; parameters,
     optimizer state and EMA of one leaf have one shape, hence one layout.
     """
-    if mode not in MODES:
-        raise ValueError(f"train.sharding is one of {', '.join(MODES)}, not {mode!r}")
+    one_of("train.sharding", mode, MODES)
 
     def of(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -67,9 +68,13 @@ def state_sharding(mesh: Mesh, abstract: Any, mode: str = "replicated") -> Any:
     return jax.tree.map(of, abstract)
 
 
-def abstract_state(recipe: Recipe, mesh: Mesh, mode: str, seed: int = 0) -> TrainState:
+def abstract_state(recipe: Recipe, mesh: Mesh, mode: str) -> TrainState:
     """The state's shapes, dtypes and shardings, without computing it: what a restore aims at."""
-    abstract = jax.eval_shape(partial(init_state, recipe), jax.random.key(seed))
+    return laid_out(jax.eval_shape(partial(init_state, recipe), *streams.init(0)), mesh, mode)
+
+
+def laid_out(abstract: Any, mesh: Mesh, mode: str = "replicated") -> Any:
+    """A tree of abstract arrays with the shardings of `state_sharding`."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract,
@@ -77,23 +82,38 @@ def abstract_state(recipe: Recipe, mesh: Mesh, mode: str, seed: int = 0) -> Trai
     )
 
 
+def place(tree: Any, mesh: Mesh, mode: str = "replicated") -> Any:
+    """Host arrays on the devices, laid out as a state's leaves are."""
+    abstract = jax.eval_shape(lambda: tree)
+    return jax.tree.map(jax.device_put, tree, state_sharding(mesh, abstract, mode))
+
+
 def new_state(recipe: Recipe, target: TrainState, seed: int) -> TrainState:
     """State at step 0, laid out as `target`."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
-    return jax.jit(partial(init_state, recipe), out_shardings=shardings)(jax.random.key(seed))
+    return jax.jit(partial(init_state, recipe), out_shardings=shardings)(*streams.init(seed))
 
 
-def compile_step(recipe: Recipe, mesh: Mesh, target: TrainState) -> Callable:
-    """(active, state, batch [fresh, B, ...]) -> (state, metrics): jitted, the state donated."""
+def compile_step(recipe: Recipe, mesh: Mesh, target: TrainState, constants: Any) -> Callable:
+    """(active, state, constants, batch [batches_per_step, B, ...]) -> (state, metrics), jitted.
+
+    The state is donated. `constants` on the devices are arguments of the program, no part of it.
+    """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
 
-    def run(active: tuple[int, ...], state: TrainState, batch: Any) -> tuple[TrainState, dict]:
-        return train_step(recipe, active, state, batch)
+    def run(
+        active: tuple[int, ...], state: TrainState, constants: Any, batch: Any
+    ) -> tuple[TrainState, dict]:
+        return train_step(recipe, active, state, constants, batch)
 
     return jax.jit(
         run,
         static_argnums=0,
-        in_shardings=(shardings, split(mesh, 1)),
+        in_shardings=(
+            shardings,
+            jax.tree.map(lambda leaf: leaf.sharding, constants),
+            split(mesh, 1),
+        ),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=1,
     )
@@ -114,11 +134,3 @@ def fetch(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(tree, tiled=True)
-
-
-def sample_keys(mesh: Mesh, seed: int, start: int, count: int) -> jax.Array:
-    """Keys of samples start..start+count-1, split over the devices: key i depends on (seed, i)."""
-    of = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-    return jax.jit(of, out_shardings=split(mesh))(
-        jax.random.key(seed), np.arange(start, start + count, dtype=np.uint32)
-    )

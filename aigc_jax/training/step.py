@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from aigc_jax.family import Batch, Family, Phase
+from aigc_jax import streams
+from aigc_jax.family import Batch, Family, Phase, View
 
 
 @flax.struct.dataclass
@@ -45,18 +46,18 @@ class Recipe(NamedTuple):
       family: the family.
       optimizers: {player: optax transformation}.
       ema_decay: step (int32 scalar, steps done before this one) -> EMA decay of this step.
-      prepare: (batch as loaded, key) -> batch as the losses see it: floats in [-1, 1], augmented.
+      prepare: (batch as loaded, {domain: key}) -> batch as the losses see it: in the model's
+        range, augmented. The domains are "x" and "other".
     """
 
     family: Family
     optimizers: Mapping[str, optax.GradientTransformation]
     ema_decay: Callable[[jax.Array], jax.Array]
-    prepare: Callable[[Batch, jax.Array], Batch]
+    prepare: Callable[[Batch, Mapping[str, jax.Array]], Batch]
 
 
-def init_state(recipe: Recipe, key: jax.Array) -> TrainState:
-    """State at step 0 from one key."""
-    init_key, run_key = jax.random.split(key)
+def init_state(recipe: Recipe, init_key: jax.Array, run_key: jax.Array) -> TrainState:
+    """State at step 0 from the two keys of `streams.init`."""
     params, extra = recipe.family.init(init_key)
     # Arrays of their own: a donated state must not hold one buffer twice.
     ema = {p: jax.tree.map(jnp.copy, params[p]) for p in recipe.family.averaged}
@@ -81,6 +82,7 @@ def update(
     phase: Phase,
     optimizer: optax.GradientTransformation,
     state: TrainState,
+    constants: Any,
     batch: Batch,
     key: jax.Array,
 ) -> tuple[TrainState, dict[str, jax.Array], jax.Array]:
@@ -91,7 +93,9 @@ def update(
     player = phase.player
 
     def loss_of(own: Any) -> tuple[jax.Array, tuple[dict, Any]]:
-        return phase.loss({**state.params, player: own}, state.extra, batch, key)
+        params = {**state.params, player: own}
+        view = View(params, state.ema, state.extra, constants, state.step)
+        return phase.loss(view, batch, key)
 
     (loss, (metrics, extra)), grads = jax.value_and_grad(loss_of, has_aux=True)(
         state.params[player]
@@ -115,7 +119,7 @@ def update(
 
 
 def train_step(
-    recipe: Recipe, active: tuple[int, ...], state: TrainState, batch: Batch
+    recipe: Recipe, active: tuple[int, ...], state: TrainState, constants: Any, batch: Batch
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step: the active phases in order, then the EMA.
 
@@ -123,17 +127,19 @@ def train_step(
       recipe: what stays the same over the run (static).
       active: phase indices from `active_phases` (static).
       state: the state; its `step` and `key` fix all randomness of the step.
-      batch: leaves [fresh, B, ...] as loaded.
+      constants: frozen networks, as in `View.constants`.
+      batch: leaves [batches_per_step, B, ...] as loaded.
     """
     family = recipe.family
-    key = jax.random.fold_in(state.key, state.step)
-    batches = [
-        recipe.prepare(
-            jax.tree.map(lambda x, j=j: x[j], batch),
-            jax.random.fold_in(key, len(family.phases) + j),
-        )
-        for j in range(family.fresh)
-    ]
+    key = streams.step(state.key, state.step)
+
+    def prepared(j: int) -> Batch:
+        own = {
+            name: streams.augmentation(key, j, domain) for domain, name in enumerate(("x", "other"))
+        }
+        return recipe.prepare(jax.tree.map(lambda x: x[j], batch), own)
+
+    batches = [prepared(j) for j in range(family.batches_per_step)]
     metrics, all_finite, skipped = {}, jnp.bool_(True), state.skipped
     for i in active:
         phase = family.phases[i]
@@ -141,8 +147,9 @@ def train_step(
             phase,
             recipe.optimizers[phase.player],
             state,
-            batches[i % family.fresh],
-            jax.random.fold_in(key, i),
+            constants,
+            batches[i % family.batches_per_step],
+            streams.phase(key, i),
         )
         metrics |= phase_metrics
         all_finite &= finite
@@ -175,6 +182,6 @@ def ema_decay(
       half_life: images after which a weight counts half; 0 keeps no average (decay 0).
       ramp: the half-life is at most `ramp` times the images seen so far; 0 switches this off.
     """
-    seen = batch_size * (step + 1.0)
-    life = jnp.minimum(half_life, ramp * seen) if ramp else jnp.float32(half_life)
+    images = batch_size * (step + 1.0)
+    life = jnp.minimum(half_life, ramp * images) if ramp else jnp.float32(half_life)
     return jnp.where(life > 0, jnp.exp2(-batch_size / jnp.maximum(life, 1e-8)), 0.0)

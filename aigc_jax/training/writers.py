@@ -1,4 +1,4 @@
-"""What a run shows: a progress bar, metrics as JSON lines and in TensorBoard, pictures as PNG."""
+"""What a run reports: a progress bar, metrics as JSON lines and in TensorBoard."""
 
 import json
 import math
@@ -14,50 +14,7 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """[-1, 1] floats -> uint8, clipped and rounded to nearest."""
-    return np.round(np.clip((np.asarray(images, np.float32) + 1) * 127.5, 0, 255)).astype(np.uint8)
-
-
-def grid(images: np.ndarray, columns: int = 0, enlarge_to: int = 64) -> Image.Image:
-    """Images [n, H, W, C] in [-1, 1], row by row, as one picture with a thin margin.
-
-    Args:
-      images: C is 1 (greyscale) or 3.
-      columns: images a row; 0 makes the grid about square.
-      enlarge_to: images smaller than this are enlarged by a whole factor, smoothly: an eye reads an
-        8x8 digit by its strokes, not by its pixels.
-    """
-    n, height, width, channels = images.shape
-    columns = columns or math.ceil(math.sqrt(n))
-    rows = math.ceil(n / columns)
-    factor = max(1, enlarge_to // max(height, width))
-    height, width, gap = height * factor, width * factor, 2
-    size = (columns * (width + gap) + gap, rows * (height + gap) + gap)
-    sheet = Image.new("L" if channels == 1 else "RGB", size, 128 if channels == 1 else (128,) * 3)
-    for i, pixels in enumerate(to_uint8(images)):
-        image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-        place = (gap + i % columns * (width + gap), gap + i // columns * (height + gap))
-        sheet.paste(image.resize((width, height), Image.Resampling.BICUBIC), place)
-    return sheet
-
-
-def grid_columns(count: int, classes: int) -> int:
-    """Columns of a grid: one a class where that makes at least two rows, else about square."""
-    return classes if 2 <= classes <= 20 and count >= 2 * classes else 0
-
-
-def save_image(image: Image.Image, path: pathlib.Path) -> None:
-    """Writes a picture whole or not at all, so that no half picture is left by a kill."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        image.save(partial, format=path.suffix.lstrip(".").upper())
-        partial.replace(path)
-    except OSError as error:  # Pillow's names no file
-        partial.unlink(missing_ok=True)
-        raise OSError(f"could not write {path}: {error}") from error
+from aigc_jax import files
 
 
 class Writer:
@@ -75,9 +32,7 @@ class Writer:
         path = workdir / "metrics.jsonl"
         if path.exists():
             rows = [line for line in path.read_text().splitlines() if _step(line) <= start]
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text("".join(f"{row}\n" for row in rows))
-            partial.replace(path)
+            files.write_text(path, "".join(f"{row}\n" for row in rows))
         self._jsonl = path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
         # A bar belongs on a screen; a log file gets a line per row instead.

@@ -1,0 +1,1 @@
+"""Variational autoencoders: three families (plain, hierarchical, vector) and their maths."""

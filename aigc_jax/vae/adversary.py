@@ -10,84 +10,78 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.networks.cyclegan import Discriminator
+from aigc_jax.networks.gan.cyclegan import Discriminator
 
 MAX_WEIGHT = 1e4
 
 
-class Opponent(NamedTuple):
-    """Who judges reconstructions.
+class Adversary(NamedTuple):
+    """A player that autoencoders are trained against.
 
     Attributes:
       player: name of the player.
       init: key -> its parameters.
-      loss: (its parameters, images, reconstructions [B, H, W, C]) -> what it minimises, [B].
-      term: (its parameters, reconstructions) -> what it makes the autoencoder pay, [B].
-      weight: of that term, times `balance`.
-      start: step from which the two play; before, neither sees the other.
+      discriminator_loss: (its parameters, x, reconstructions [B, ...]) -> what it minimises, [B].
+      generator_loss: (its parameters, reconstructions) -> what it costs the autoencoder, [B].
+      weight: of that cost, times `balance`.
+      start: step from which the two play; before, neither affects the other.
     """
 
     player: str
     init: Callable[[jax.Array], Any]
-    loss: Callable[[Any, jax.Array, jax.Array], jax.Array]
-    term: Callable[[Any, jax.Array], jax.Array]
+    discriminator_loss: Callable[[Any, jax.Array, jax.Array], jax.Array]
+    generator_loss: Callable[[Any, jax.Array], jax.Array]
     weight: float
     start: int
 
 
 def balance(
     distortion: Callable[[jax.Array], jax.Array],
-    term: Callable[[jax.Array], jax.Array],
+    cost: Callable[[jax.Array], jax.Array],
     outputs: jax.Array,
 ) -> jax.Array:
-    """A weight by which two losses [B] pull at the decoder's outputs equally hard, scalar.
+    """A weight that makes the gradients of two losses [B] at the decoder's outputs equally long.
 
-    |grad distortion| / |grad term|, at most 1e4, itself without gradient. arXiv:2012.09841, eq. 7,
-    takes the gradients at the decoder's last layer, which are these times its input; here they cost
-    no second pass through it.
+    |grad distortion| / |grad cost|, at most 1e4, a scalar without gradient. arXiv:2012.09841, eq.
+    7, takes the gradients at the decoder's last layer, which are these times its input; here they
+    cost no second pass through it.
     """
 
-    def pull(of: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    def slope(of: Callable[[jax.Array], jax.Array]) -> jax.Array:
         return jnp.linalg.norm(jax.grad(lambda o: jnp.sum(of(o)))(outputs).reshape(-1))
 
     outputs = jax.lax.stop_gradient(outputs)
-    ratio = pull(distortion) / jnp.maximum(pull(term), 1e-8)
+    ratio = slope(distortion) / jnp.maximum(slope(cost), 1e-8)
     return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, MAX_WEIGHT))
 
 
-def patch(
-    image_shape: tuple[int, int, int], *, weight: float, start: int, width: int = 64
-) -> Opponent:
-    """The opponent of latent diffusion's autoencoders: patches, judged by the hinge loss.
+def patch(shape: tuple[int, int, int], *, weight: float, start: int, width: int = 64) -> Adversary:
+    """The adversary of latent diffusion's autoencoders: logits of patches, with the hinge loss.
 
     A PatchGAN (Isola et al. 2017, arXiv:1611.07004) with instance norm where the authors' has batch
-    norm, so that an image is judged alone.
+    norm, so that no image affects another's logits.
 
     Args:
-      image_shape: (H, W, C).
-      weight, start: see `Opponent`; 0.5 and 50,001 in CompVis/latent-diffusion.
+      shape: (H, W, C) of the images.
+      weight, start: see `Adversary`; 0.5 and 50,001 in CompVis/latent-diffusion.
       width: channels of its first layer.
     """
     if weight <= 0 or start < 0:
-        raise ValueError("vae.adversary_weight is above 0 and vae.adversary_start at least 0")
-    discriminator = Discriminator(image_shape=image_shape, width=width)
+        raise ValueError("vae.adversary.weight is above 0 and vae.adversary.start at least 0")
+    network = Discriminator(image_shape=tuple(shape), width=width)
 
-    def judged(params: Any, images: jax.Array) -> jax.Array:
-        logits, _ = discriminator.apply({"params": params}, images)
-        return logits.reshape(len(logits), -1)
+    def logits(params: Any, images: jax.Array) -> jax.Array:
+        patches, _ = network.apply({"params": params}, images)
+        return patches.reshape(len(patches), -1)
 
     def init(key: jax.Array) -> Any:
-        return dict(discriminator.init(key, jnp.zeros((1, *image_shape)))["params"])
+        return dict(network.init(key, jnp.zeros((1, *shape)))["params"])
 
-    def loss(params: Any, real: jax.Array, fake: jax.Array) -> jax.Array:
-        margins = jax.nn.relu(1 - judged(params, real)) + jax.nn.relu(1 + judged(params, fake))
+    def discriminator_loss(params: Any, real: jax.Array, fake: jax.Array) -> jax.Array:
+        margins = jax.nn.relu(1 - logits(params, real)) + jax.nn.relu(1 + logits(params, fake))
         return 0.5 * jnp.mean(margins, axis=1)
 
-    return Opponent(
-        "discriminator",
-        init,
-        loss,
-        lambda params, fake: -jnp.mean(judged(params, fake), axis=1),
-        weight,
-        start,
-    )
+    def generator_loss(params: Any, fake: jax.Array) -> jax.Array:
+        return -jnp.mean(logits(params, fake), axis=1)
+
+    return Adversary("discriminator", init, discriminator_loss, generator_loss, weight, start)

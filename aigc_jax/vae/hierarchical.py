@@ -1,10 +1,11 @@
-"""Hierarchical variational autoencoders as a family: groups of latents, each given those above.
+"""Hierarchical variational autoencoders: groups of latents, each given those above.
 
 Child 2020 (arXiv:2011.10650), sec. 2: log p(x) >= E log p(x|z) - sum_j KL(q(z_j|z_<j, x) ||
 p(z_j|z_<j)), each KL in closed form given the z_<j that were drawn. J groups, the first at the top.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,115 +13,154 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.family import Family, Phase
-from aigc_jax.networks.ladder import parse
-from aigc_jax.vae import likelihood as likelihoods
+from aigc_jax.checks import section
+from aigc_jax.family import (
+    Batch,
+    Codec,
+    Cond,
+    DataSpec,
+    Drawing,
+    Extra,
+    Family,
+    Params,
+    Phase,
+    Variables,
+    View,
+    Views,
+)
+from aigc_jax.networks.vae.ladder import Ladder, parse
 from aigc_jax.vae import objectives
+from aigc_jax.vae import settings as sections
+from aigc_jax.vae.base import Autoencoder, LossValue
+from aigc_jax.vae.likelihood import per_example
 
-REST = 0.1  # temperature of what the prior fills in below given groups (openai/vdvae:train.py)
+NETWORKS = {"ladder": Ladder}
+# Temperature of the groups that the prior fills in below given ones (openai/vdvae:train.py).
+FILL_TEMPERATURE = 0.1
 ACTIVE = 0.01  # nats of KL of a group that is used
 
 
-def ladder(
-    network: Any,
-    image_shape: tuple[int, int, int],
-    likelihood: likelihoods.Likelihood,
-    cost: objectives.Cost,
-    *,
-    temperature: float,
-) -> Family:
+def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
+    """The family of an experiment, from the sections `network`, `vae` and `sampling`.
+
+    Raises:
+      ValueError: settings that are unknown or missing, or that cannot be.
+    """
+    settings = section("vae", config["vae"], ("likelihood", "kl"))
+    likelihood = sections.likelihood(settings["likelihood"], spec)
+    return HierarchicalVAE(
+        network=sections.network(NETWORKS, config["network"], spec, likelihood.channels),
+        shape=tuple(spec.shape),
+        likelihood=likelihood,
+        kl_cost=sections.kl_cost(settings["kl"]),
+        **section("sampling", config["sampling"], ("temperature",)),
+    ).family()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class HierarchicalVAE(Autoencoder):
     """A VAE with as many groups of latents as `network.decoder` spells blocks.
 
-    Args:
-      network: a `Ladder`.
-      image_shape: (H, W, C).
-      likelihood: what the network's outputs say of an image.
-      cost: (kl [B, J], step) -> what the KL costs in training, [B]: a group is what is called a
-        dimension there.
+    Attributes:
+      kl_cost: (kl [B, J], step) -> what the KL costs in training, [B]. What is called a dimension
+        there is a group.
       temperature: of the prior's deviations in samples.
     """
-    dims = int(np.prod(image_shape))
-    groups = len(parse(network.decoder))
-    few = max(1, groups // 4)
 
-    def init(key: jax.Array) -> tuple[dict, dict]:
-        x = jnp.zeros((1, *image_shape))
-        params = dict(network.init(key, x, jax.random.split(key, 1))["params"])
-        scalars = {name: jnp.float32(value) for name, value in likelihood.parameters.items()}
-        return {"net": {"network": params, **scalars}}, {"step": jnp.zeros((), jnp.int32)}
+    kl_cost: objectives.Cost
+    temperature: float = 1.0
 
-    def apply(params: Any, method: Callable, *args: Any) -> Any:
-        return network.apply({"params": params["net"]["network"]}, *args, method=method)
+    @property
+    def groups(self) -> int:
+        """J, how many groups of latents there are."""
+        return len(parse(self.network.decoder))
 
-    def scalars_of(params: Any) -> dict[str, jax.Array]:
-        return {name: params["net"][name] for name in likelihood.parameters}
+    def init(self, key: jax.Array) -> tuple[Params, Extra]:
+        """Parameters of the one player, and no other state."""
+        return {"net": self.init_net(key, jax.random.split(key, 1))}, {}
 
-    def bound(params: Any, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """log p(x|z) [B] and the KL [B, J], from one z."""
-        outputs, kl = apply(params, network.__call__, x, jax.random.split(key, len(x)))
-        return likelihood.log_prob(outputs, x, **scalars_of(params)), kl.T
+    def elbo_terms(
+        self, params: Params, x: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """log p(x|z) [B] and the KL [B, J] in nats, from one z."""
+        keys = jax.random.split(key, len(x))
+        outputs, kl = self.apply(params, self.network.__call__, x, keys)
+        return self.log_likelihood(params, outputs, x), kl.T
 
-    def loss(params: Any, extra: Any, batch: Any, key: jax.Array) -> tuple:
-        log_p, kl = bound(params, batch["image"], key)
-        value = jnp.mean(cost(kl, extra["step"]) - log_p)
+    def loss(self, view: View, batch: Batch, key: jax.Array) -> LossValue:
+        """-log p(x|z) and the cost of the KL."""
+        log_p, kl = self.elbo_terms(view.params, batch["x"], key)
+        value = jnp.mean(self.kl_cost(kl, view.step) - log_p)
         metrics = {
             "neg_elbo": -jnp.mean(objectives.elbo(log_p, kl)),
-            "kl": jnp.mean(objectives.per_example(kl)),
+            "kl": jnp.mean(per_example(kl)),
         }
-        return value, (metrics, {**extra, "step": extra["step"] + 1})
+        return value, (metrics, view.extra)
 
-    def evaluate(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
+    def evaluate(self, variables: Variables, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
         """{"neg_elbo", "kl", "distortion": [B]} in nats, from one z, and bits/dim of the first.
 
         The last is of bytes, so with likelihood "bernoulli" only for images of black and white.
         """
-        log_p, kl = bound(params, batch["image"], key)
+        log_p, kl = self.elbo_terms(variables.params, batch["x"], key)
         elbo = objectives.elbo(log_p, kl)
         return {
             "neg_elbo": -elbo,
-            "kl": objectives.per_example(kl),
+            "kl": per_example(kl),
             "distortion": -log_p,
-            "bits_per_dim": objectives.bits_per_dim(elbo, dims, likelihood.bins),
+            "bits_per_dim": objectives.bits_per_dim(elbo, self.dims, self.likelihood.bins),
         }
 
-    @jax.jit
-    def sample(params: Any, extra: Any, keys: jax.Array, cond: Mapping[str, Any]) -> jax.Array:
-        """Images drawn from p(x|z), as by VDVAE: a mixture's mean is a colour none of it has."""
-        keys = jax.vmap(jax.random.split)(keys)
-        outputs = apply(params, network.generate, keys[:, 0], temperature)
-        return jax.vmap(partial(likelihood.sample, **scalars_of(params)))(outputs, keys[:, 1])
+    def encode(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+        """{"kl": [B, J]} nats, from one z: always the same one of an example at that place."""
+        return {"kl": self.elbo_terms(variables.params, batch["x"], jax.random.key(0))[1]}
 
-    def restore(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, tuple]:
-        """The mean image of a z of all groups, and of the upper quarter of them.
+    def reconstruct(
+        self, variables: Variables, batch: Batch, key: jax.Array
+    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """The mean example of a z of all groups, and of the upper quarter of them.
 
         What these leave open the prior fills in, near its means.
         """
-        x = batch["image"]
+        x, few = batch["x"], max(1, self.groups // 4)
         keys = jax.random.split(key, len(x))
 
-        def restored(given: int) -> jax.Array:
-            return likelihood.mean(apply(params, network.reconstruct, x, keys, given, REST))
+        def of(groups: int) -> jax.Array:
+            outputs = self.apply(
+                variables.params, self.network.reconstruct, x, keys, groups, FILL_TEMPERATURE
+            )
+            return self.likelihood.mean(outputs)
 
-        return {"reconstruction": (x, restored(groups)), f"groups={few}": (x, restored(few))}
+        return {"reconstruction": (x, of(self.groups)), f"groups={few}": (x, of(few))}
 
-    def codes(params: Any, extra: Any, batch: Any) -> dict[str, jax.Array]:
-        """{"kl": [B, J]} nats, from one z: always the same one of an image at that place."""
-        return {"kl": bound(params, batch["image"], jax.random.key(0))[1]}
+    def start(self, variables: Variables, keys: jax.Array, cond: Cond) -> dict[str, jax.Array]:
+        """Two keys a sample: one draws its latents, one draws it from p(x|z)."""
+        latent_keys, x_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        return {"latent_keys": latent_keys, "x_keys": x_keys}
 
-    return Family(
-        init,
-        (Phase("net", loss),),
-        sample,
-        evaluate,
-        averaged=("net",),
-        restore=restore,
-        codes=codes,
-        diagnose=diagnose,
-    )
+    def finish(self, variables: Variables, carry: Mapping[str, jax.Array]) -> jax.Array:
+        """Samples of p(x|z), as in VDVAE: the mean of a mixture is a colour that none of it has."""
+        outputs = self.apply(
+            variables.params, self.network.generate, carry["latent_keys"], self.temperature
+        )
+        draw = partial(self.likelihood.sample, **self.scalars(variables.params))
+        return jax.vmap(draw)(outputs, carry["x_keys"])
+
+    def family(self) -> Family:
+        """The family that these parts make."""
+        return Family(
+            self.init,
+            (Phase("net", self.loss),),
+            self.evaluate,
+            averaged=("net",),
+            drawing=Drawing(self.start, self.finish),
+            codec=Codec(self.encode, None, diagnose),
+            views=Views(self.reconstruct),
+        )
 
 
 def diagnose(codes: Mapping[str, np.ndarray]) -> tuple[dict[str, float], str]:
-    """Which groups are used, of N images' {"kl": [N, J]}; see `Family.diagnose`.
+    """Which groups are used, of N examples' {"kl": [N, J]}; see `Codec.diagnose`.
 
     A group counts as active where the mean of its KL is above 0.01 nats.
     """

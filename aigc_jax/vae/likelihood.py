@@ -1,8 +1,8 @@
-"""What a decoder says of an image: p(x|z) as log probability, mean and sample.
+"""What a decoder says of an example: p(x|z) as log probability, mean and sample.
 
 In nats, one value per example [B], summed over pixels and channels: an average is another model,
-one with the KL weighted by the number of pixels. Images x are [B, H, W, C] in [-1, 1], decoders'
-outputs float32.
+one with the KL weighted by the number of pixels. Examples x are [B, ..., C] in the model's range,
+[-1, 1] for images; decoders' outputs are float32.
 """
 
 import math
@@ -13,23 +13,25 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
+from aigc_jax.checks import one_of
+
 LOG_SIGMA_MIN = -6.0  # Rybkin et al. 2020: a perfect fit must not have infinite density
 HALF_BIN = 1 / 255  # half the distance between neighbouring bytes in [-1, 1]
 
 
 class Likelihood(NamedTuple):
-    """p(x|z) of an image, given what the decoder puts out for z.
+    """p(x|z) of an example, given what the decoder puts out for z.
 
     Attributes:
       name: as `build` takes it.
-      channels: channels of the decoder's whole output, [B, H, W, channels].
+      channels: channels of the decoder's whole output, [B, ..., channels].
       bins: bytes per unit of x, for `bits_per_dim`: 1 where `log_prob` is of discrete values,
         127.5 for a density on [-1, 1], 255 for one on [0, 1].
-      parameters: {name: initial value} of scalars that are learned beside the decoder's; the three
-        functions below but `mean` take them as keyword arguments.
+      parameters: {name: initial value} of scalars that are learned beside the decoder's;
+        `log_prob` and `sample` take them as keyword arguments.
       log_prob: (outputs, x, **parameters) -> nats [B].
-      mean: outputs -> images [B, H, W, C] in [-1, 1], to be shown.
-      sample: (outputs, key, **parameters) -> images [B, H, W, C] in [-1, 1].
+      mean: outputs -> examples [B, ..., C] in [-1, 1], to be shown.
+      sample: (outputs, key, **parameters) -> examples [B, ..., C] in [-1, 1].
     """
 
     name: str
@@ -41,18 +43,17 @@ class Likelihood(NamedTuple):
     sample: Callable[..., jax.Array]
 
 
-def build(name: str, image_channels: int, **settings: Any) -> Likelihood:
-    """The likelihood `name` of images with `image_channels`; `settings` are its builder's.
+def build(name: str, data_channels: int, **settings: Any) -> Likelihood:
+    """The likelihood `name` of examples with `data_channels`; `settings` are its builder's.
 
     "bernoulli", "continuous_bernoulli", "gaussian" (sigma), "gaussian_learned", "gaussian_optimal",
     "laplace" (scale), "logistic_mixture" (components).
     """
-    if name not in LIKELIHOODS:
-        raise ValueError(f"vae.likelihood is one of {', '.join(LIKELIHOODS)}, not {name!r}")
-    return LIKELIHOODS[name](image_channels, **settings)
+    one_of("vae.likelihood.name", name, LIKELIHOODS)
+    return LIKELIHOODS[name](data_channels, **settings)
 
 
-def bernoulli(image_channels: int) -> Likelihood:
+def bernoulli(data_channels: int) -> Likelihood:
     """Pixels that are black or white, from logits; of grey ones the cross entropy."""
 
     def log_prob(logits: jax.Array, x: jax.Array) -> jax.Array:
@@ -64,11 +65,11 @@ def bernoulli(image_channels: int) -> Likelihood:
         return jnp.where(jax.random.bernoulli(key, jax.nn.sigmoid(logits)), 1.0, -1.0)
 
     return Likelihood(
-        "bernoulli", image_channels, 1.0, {}, log_prob, lambda logits: jnp.tanh(logits / 2), sample
+        "bernoulli", data_channels, 1.0, {}, log_prob, lambda logits: jnp.tanh(logits / 2), sample
     )
 
 
-def continuous_bernoulli(image_channels: int) -> Likelihood:
+def continuous_bernoulli(data_channels: int) -> Likelihood:
     """The density lambda^x (1 - lambda)^(1 - x) C(lambda) of grey x in [0, 1], from logits.
 
     Loaiza-Ganem & Cunningham 2019 (arXiv:1907.06845): the Bernoulli's form, normalised.
@@ -108,13 +109,13 @@ def continuous_bernoulli(image_channels: int) -> Likelihood:
         x01 = jnp.log1p(u * jnp.expm1(t)) / t
         return 2 * jnp.where(logits > 0, 1 - x01, x01) - 1
 
-    return Likelihood("continuous_bernoulli", image_channels, 255.0, {}, log_prob, mean, sample)
+    return Likelihood("continuous_bernoulli", data_channels, 255.0, {}, log_prob, mean, sample)
 
 
-def gaussian(image_channels: int, sigma: float) -> Likelihood:
+def gaussian(data_channels: int, sigma: float) -> Likelihood:
     """N(outputs, sigma^2), sigma in units of images in [-1, 1]. Samples are clipped to them."""
     if sigma <= 0:
-        raise ValueError(f"vae.sigma must be above 0, not {sigma}")
+        raise ValueError(f"vae.likelihood.sigma must be above 0, not {sigma}")
 
     def log_prob(outputs: jax.Array, x: jax.Array) -> jax.Array:
         return per_example(gaussian_log_prob(x, outputs, 2 * math.log(sigma)))
@@ -122,17 +123,17 @@ def gaussian(image_channels: int, sigma: float) -> Likelihood:
     def sample(outputs: jax.Array, key: jax.Array) -> jax.Array:
         return _clip(outputs + sigma * jax.random.normal(key, outputs.shape))
 
-    return Likelihood("gaussian", image_channels, 127.5, {}, log_prob, _clip, sample)
+    return Likelihood("gaussian", data_channels, 127.5, {}, log_prob, _clip, sample)
 
 
-def laplace(image_channels: int, scale: float) -> Likelihood:
+def laplace(data_channels: int, scale: float) -> Likelihood:
     """The Laplace density around the outputs: its negative logarithm is |x - outputs| / scale.
 
     That is the L1 distance of Rombach et al. 2022 (arXiv:2112.10752) at scale 1, in units of images
     in [-1, 1]. Samples are clipped to them.
     """
     if scale <= 0:
-        raise ValueError(f"vae.scale must be above 0, not {scale}")
+        raise ValueError(f"vae.likelihood.scale must be above 0, not {scale}")
 
     def log_prob(outputs: jax.Array, x: jax.Array) -> jax.Array:
         return per_example(-jnp.abs(x - outputs) / scale - math.log(2 * scale))
@@ -140,10 +141,10 @@ def laplace(image_channels: int, scale: float) -> Likelihood:
     def sample(outputs: jax.Array, key: jax.Array) -> jax.Array:
         return _clip(outputs + scale * jax.random.laplace(key, outputs.shape))
 
-    return Likelihood("laplace", image_channels, 127.5, {}, log_prob, _clip, sample)
+    return Likelihood("laplace", data_channels, 127.5, {}, log_prob, _clip, sample)
 
 
-def gaussian_learned(image_channels: int) -> Likelihood:
+def gaussian_learned(data_channels: int) -> Likelihood:
     """N(outputs, sigma^2) with one learned sigma, its logarithm softclipped from below at -6."""
 
     def log_prob(outputs: jax.Array, x: jax.Array, log_sigma: jax.Array) -> jax.Array:
@@ -154,11 +155,11 @@ def gaussian_learned(image_channels: int) -> Likelihood:
         return _clip(outputs + jnp.exp(soft_floor(log_sigma)) * noise)
 
     return Likelihood(
-        "gaussian_learned", image_channels, 127.5, {"log_sigma": 0.0}, log_prob, _clip, sample
+        "gaussian_learned", data_channels, 127.5, {"log_sigma": 0.0}, log_prob, _clip, sample
     )
 
 
-def gaussian_optimal(image_channels: int) -> Likelihood:
+def gaussian_optimal(data_channels: int) -> Likelihood:
     """N(outputs, sigma^2) with the sigma that is best for the batch (Rybkin et al. 2020).
 
     The optimal sigma-VAE of arXiv:2006.13202: sigma^2 is the mean squared error of the whole batch,
@@ -174,7 +175,7 @@ def gaussian_optimal(image_channels: int) -> Likelihood:
 
     return Likelihood(
         "gaussian_optimal",
-        image_channels,
+        data_channels,
         127.5,
         {},
         log_prob,
@@ -183,7 +184,7 @@ def gaussian_optimal(image_channels: int) -> Likelihood:
     )
 
 
-def logistic_mixture(image_channels: int, components: int = 10) -> Likelihood:
+def logistic_mixture(data_channels: int, components: int = 10) -> Likelihood:
     """A mixture of logistics over the 256 bytes (PixelCNN++, arXiv:1701.05517, sec. 2.1, 2.2).
 
     All channels of a pixel share the component; within one, the mean of a channel is linear in the
@@ -191,8 +192,8 @@ def logistic_mixture(image_channels: int, components: int = 10) -> Likelihood:
     infinity. A component has 1 logit, C means, C log-scales (clipped to [-7, 7]) and C (C - 1) / 2
     coefficients: 100 outputs for RGB, 30 for grey.
     """
-    c = image_channels
-    pairs = [(i, j) for i in range(c) for j in range(i)]  # channel i leans on channel j
+    c = data_channels
+    pairs = [(i, j) for i in range(c) for j in range(i)]  # channel i depends on channel j
 
     def split(outputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Logits [..., M], means [..., M, C], log-scales [..., M, C], coefficients [..., M, -1]."""
@@ -200,15 +201,15 @@ def logistic_mixture(image_channels: int, components: int = 10) -> Likelihood:
         scale = jnp.clip(o[..., 1 + c : 1 + 2 * c], -7.0, 7.0)
         return o[..., 0], o[..., 1 : 1 + c], scale, jnp.tanh(o[..., 1 + 2 * c :])
 
-    def leaning(means: jax.Array, coefficients: jax.Array, i: int, before: list) -> jax.Array:
+    def mean_given(means: jax.Array, coefficients: jax.Array, i: int, before: list) -> jax.Array:
         """Means of channel i given the channels `before` it."""
-        lean = (coefficients[..., n] * before[j] for n, (k, j) in enumerate(pairs) if k == i)
-        return means[..., i] + sum(lean)
+        shift = (coefficients[..., n] * before[j] for n, (k, j) in enumerate(pairs) if k == i)
+        return means[..., i] + sum(shift)
 
     def log_prob(outputs: jax.Array, x: jax.Array) -> jax.Array:
         logits, means, log_scale, coefficients = split(outputs)
         given = [x[..., i, None] for i in range(c)]
-        mean = jnp.stack([leaning(means, coefficients, i, given) for i in range(c)], axis=-1)
+        mean = jnp.stack([mean_given(means, coefficients, i, given) for i in range(c)], axis=-1)
         inverse, x_ = jnp.exp(-log_scale), x[..., None, :]
         upper = inverse * (x_ - mean + HALF_BIN)
         lower = inverse * (x_ - mean - HALF_BIN)
@@ -225,7 +226,7 @@ def logistic_mixture(image_channels: int, components: int = 10) -> Likelihood:
         logits, means, _, coefficients = split(outputs)
         channels = []
         for i in range(c):
-            channels.append(_clip(leaning(means, coefficients, i, channels)))
+            channels.append(_clip(mean_given(means, coefficients, i, channels)))
         weights = jax.nn.softmax(logits, axis=-1)
         return jnp.stack([jnp.sum(weights * channel, axis=-1) for channel in channels], axis=-1)
 
@@ -239,8 +240,9 @@ def logistic_mixture(image_channels: int, components: int = 10) -> Likelihood:
         )
         noise = jnp.exp(log_scale) * jax.random.logistic(noise_key, log_scale.shape)
         channels = []
-        for i in range(c):  # each on the bytes: the next one leans on what the image will hold
-            value = _clip(leaning(means, coefficients, i, channels) + noise[..., i])
+        # Each is rounded to a byte, since the next one depends on what the image will hold.
+        for i in range(c):
+            value = _clip(mean_given(means, coefficients, i, channels) + noise[..., i])
             channels.append(_clip(jnp.round((value + 1) * 127.5) / 127.5 - 1))
         return jnp.stack(channels, axis=-1)
 
@@ -277,14 +279,15 @@ def per_example(x: jax.Array) -> jax.Array:
 
 
 def _check_range(x: jax.Array) -> None:
-    """Raises ValueError for images outside [-1, 1], where values can be seen: not in a jit.
+    """Raises ValueError for images outside [-1, 1], where their values are known: not in a jit.
 
     Within one, images are bytes scaled to [-1, 1]; data that are not are refused when building.
     """
     if not isinstance(x, jax.core.Tracer) and not (jnp.abs(x) <= 1).all():
         raise ValueError(
             "a Bernoulli likelihood needs data in [0, 1], here as images in [-1, 1], but these lie "
-            f"in [{jnp.min(x):.4g}, {jnp.max(x):.4g}]: scale them, or take vae.likelihood=gaussian"
+            f"in [{jnp.min(x):.4g}, {jnp.max(x):.4g}]: scale them, or take "
+            "vae.likelihood.name=gaussian"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a variational autoencoder maximises, what its code costs, and whether the code is used.
+"""What a variational autoencoder maximises, what its KL costs, and whether its codes are used.
 
 log p(x) >= E_q(z|x) log p(x|z) - KL(q(z|x) || p(z)), Kingma & Welling 2014 (arXiv:1312.6114),
 eq. 3, with q and p diagonal Gaussians, p(z) = N(0, I). Everything is in nats, one value per example
@@ -7,16 +7,31 @@ eq. 3, with q and p diagonal Gaussians, p(z) = N(0, I). Everything is in nats, o
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
+from aigc_jax.checks import one_of
 from aigc_jax.vae.likelihood import gaussian_log_prob, per_example
 
-Cost = Callable[[jax.Array, jax.Array], jax.Array]
+Cost = Callable[[jax.Array, jax.Array], jax.Array]  # (kl [B, ...], step) -> nats [B]
+
+
+class Importance(NamedTuple):
+    """How many samples of z a bound has (Burda et al. 2015, arXiv:1509.00519).
+
+    Attributes:
+      samples: in training; above 1 the loss is the importance-weighted bound.
+      test_samples: of the estimate of -log p(x) that a trained model is evaluated by.
+      chunk: how many of these are in memory at a time.
+    """
+
+    samples: int = 1
+    test_samples: int = 100
+    chunk: int = 50
 
 
 def clip_logvar(logvar: jax.Array) -> jax.Array:
@@ -25,12 +40,6 @@ def clip_logvar(logvar: jax.Array) -> jax.Array:
     Beyond it the gradient is 0. Clip once, before both the sample and the KL.
     """
     return jnp.clip(logvar, -30.0, 20.0)
-
-
-def kl_standard_normal(mean: jax.Array, logvar: jax.Array) -> jax.Array:
-    """KL(N(mean, e^logvar) || N(0, 1)) of each element, nats (arXiv:1312.6114, appendix B)."""
-    # expm1(l) - l keeps the digits that a posterior near the prior leaves.
-    return 0.5 * (mean**2 + jnp.expm1(logvar) - logvar)
 
 
 def elbo(log_px: jax.Array, *kl: jax.Array) -> jax.Array:
@@ -100,16 +109,14 @@ GROUPS = {
 
 
 def kl_cost(name: str, **settings: Any) -> Cost:
-    """What training pays for the code: (kl [B, ...], step) -> nats [B].
+    """What the KL costs in training: (kl [B, ...], step) -> nats [B].
 
-    `name` is "capacity" (see `capacity`) or how the KL's weight goes with the step: "constant",
+    `name` is "capacity" (see `capacity`) or how the KL's weight changes with the step: "constant",
     "linear" or "cyclical". Then `settings` are the annealing's and those of `weighted`.
     """
+    one_of("vae.kl.weight", name, (*ANNEALING, "capacity"))
     if name == "capacity":
         return capacity(**settings)
-    if name not in ANNEALING:
-        names = ", ".join((*ANNEALING, "capacity"))
-        raise ValueError(f"vae.kl is one of {names}, not {name!r}")
     return weighted(ANNEALING[name], **settings)
 
 
@@ -130,11 +137,12 @@ def weighted(
         "channel" (the last axis of kl, over all positions) or the whole "layer".
     """
     if beta < 0 or free_bits < 0:
-        raise ValueError("vae.beta and vae.free_bits must be at least 0")
+        raise ValueError("vae.kl.beta and vae.kl.free_bits must be at least 0")
     if free_bits and not beta:
-        raise ValueError("vae.free_bits does nothing where vae.beta is 0: no nat costs anything")
-    if free_bits_per not in GROUPS:
-        raise ValueError(f"vae.free_bits_per is one of {', '.join(GROUPS)}, not {free_bits_per!r}")
+        raise ValueError(
+            "vae.kl.free_bits does nothing where vae.kl.beta is 0: no nat costs anything"
+        )
+    one_of("vae.kl.free_bits_per", free_bits_per, GROUPS)
     weight, group = annealing(**settings), GROUPS[free_bits_per]
 
     def cost(kl: jax.Array, step: jax.Array) -> jax.Array:
@@ -164,9 +172,10 @@ def capacity(gamma: float, nats: float, steps: int) -> Cost:
 
 
 def active_units(means: jax.Array, threshold: float = 0.01) -> jax.Array:
-    """Which latent dimensions tell images apart: the variance of their posterior mean, bool [d].
+    """Which latent dimensions tell examples apart, bool [d].
 
-    Over the data, of `means` [N, d] (Burda et al. 2015, arXiv:1509.00519, sec. 5.2).
+    Those whose posterior mean has a variance above `threshold` over the data, of `means` [N, d]
+    (Burda et al. 2015, arXiv:1509.00519, sec. 5.2).
     """
     return jnp.var(means, axis=0) > threshold
 
@@ -184,11 +193,11 @@ def aggregate_moments(means: jax.Array, logvar: jax.Array) -> tuple[jax.Array, j
 
 @jax.jit
 def mutual_information(means: jax.Array, logvar: jax.Array, key: jax.Array) -> jax.Array:
-    """I(x; z) in nats of z from q(z|x) of N images' means and log-variances [N, d].
+    """I(x; z) in nats of z from q(z|x) of N examples' means and log-variances [N, d].
 
     E KL(q(z|x) || p) - KL(q(z) || p) = E log q(z|x) - E log q(z) (Hoffman & Johnson 2016, "ELBO
-    surgery"), from one z an image, with q(z) the mixture of these N posteriors. It can be no more
-    than log N: near that, it says so of N and nothing of I. The mean KL less this is
+    surgery"), from one z an example, with q(z) the mixture of these N posteriors. It cannot exceed
+    log N: a value near that is a statement about N, not about I. The mean KL less this is
     KL(q(z) || p), how far the aggregate posterior is from the prior.
     """
     z = means + jnp.exp(0.5 * logvar) * jax.random.normal(key, means.shape)
@@ -202,7 +211,7 @@ def mutual_information(means: jax.Array, logvar: jax.Array, key: jax.Array) -> j
 
 
 def collapse_warning(kl: np.ndarray, active: np.ndarray) -> str:
-    """What is wrong with the code, in words; "" where nothing is.
+    """What is wrong with the codes, in words; "" where nothing is.
 
     `kl` [d], the mean over the data of each dimension's KL, nats; `active` [d], `active_units`.
     """
@@ -222,7 +231,7 @@ def collapse_warning(kl: np.ndarray, active: np.ndarray) -> str:
     if idle > 0.1 * total:
         return (
             f"{idle:.3g} of {total:.3g} nats of KL are in {d - n} latent dimensions that are the "
-            "same for every image: they cost and say nothing (free bits do this, and so does too "
+            "same for every example: they cost and say nothing (free bits do this, and so does too "
             "short a training)."
         )
     return ""

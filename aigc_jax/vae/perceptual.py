@@ -4,21 +4,26 @@ Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual M
 (arXiv:1801.03924), LPIPS.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.networks import classifiers, torch_file, vgg
+from aigc_jax.checks import one_of
+from aigc_jax.formats import torch_file
+from aigc_jax.networks.judges import classifiers, vgg
 
-# Where the weights of a network lie in $AIGC_WEIGHTS.
+# The usual name of a network's weights in $AIGC_WEIGHTS.
 FILES = {"vgg16": "vgg16-397923af.pth", "resnet56": "cifar10_resnet56.npz"}
+RESNET_WIDTHS = (16, 32, 64)  # channels of the maps of ResNet-56
 
 
 def distance(
-    ours: Sequence[jax.Array], theirs: Sequence[jax.Array], channels: Sequence[np.ndarray]
+    ours: Sequence[jax.Array], theirs: Sequence[jax.Array], channels: Sequence[jax.Array]
 ) -> jax.Array:
     """LPIPS of two images' maps [B, h, w, C], [B] (arXiv:1801.03924, eq. 1).
 
@@ -32,59 +37,59 @@ def distance(
     return total
 
 
-def term(
-    image_shape: tuple[int, int, int], *, network: str, weights: str | None, weight: float
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """(images, others [B, H, W, C] in [-1, 1]) -> `weight` x H W C x their distance, nats [B].
+@dataclass(frozen=True)
+class Perceptual:
+    """(variables, x, other [B, H, W, C] in [-1, 1]) -> `weight` x H W C x their distance, nats [B].
 
-    Args:
-      image_shape: (H, W, C); grey images are repeated to RGB.
+    Attributes:
+      shape: (H, W, C) of the images; grey ones are repeated to RGB.
       network: "vgg16", or "resnet56" (of CIFAR-10).
-      weights: its file; None looks for the usual name in $AIGC_WEIGHTS. It is read when the term is
-        first used: a trained model samples without it.
-
-    Raises:
-      ValueError: an unknown network, or a weight that is not above 0. When used: FileNotFoundError,
-        and ValueError for weights of another network.
+      weights: its file; None looks for the usual name in $AIGC_WEIGHTS.
+      weight: nats for each value of an image.
     """
-    if network not in FILES:
-        raise ValueError(f"vae.feature_network is one of {', '.join(FILES)}, not {network!r}")
-    if weight <= 0:
-        raise ValueError(f"vae.feature_weight must be above 0, not {weight}")
-    nats = weight * float(np.prod(image_shape))
 
-    def cost(x: jax.Array, other: jax.Array) -> jax.Array:
-        maps, channels = _open(network, weights)
+    shape: tuple[int, int, int]
+    network: str
+    weights: str | None = None
+    weight: float = 1.0
 
-        def seen(images: jax.Array) -> list[jax.Array]:
-            images = jnp.broadcast_to(images, (*images.shape[:3], 3))
-            return maps((images + 1) * 127.5)
+    def __post_init__(self) -> None:
+        one_of("vae.perceptual.network", self.network, FILES)
+        if self.weight <= 0:
+            raise ValueError(f"vae.perceptual.weight must be above 0, not {self.weight}")
 
-        return nats * distance(seen(x), seen(other), channels)
+    def variables(self) -> dict[str, Any]:
+        """{"network": variables, "channels": [C] of each map}, read from the file of weights.
 
-    return cost
+        Only training needs them: a trained model samples without the file.
 
+        Raises:
+          FileNotFoundError: no such file. ValueError: weights of another network.
+        """
+        path = torch_file.locate(
+            self.weights,
+            FILES[self.network],
+            what=f"weights of the perceptual network {self.network!r}",
+            setting="vae.perceptual.weights (or train without: vae.perceptual.network='')",
+        )
+        tensors = torch_file.read(path)
+        if self.network == "vgg16":
+            variables, channels = vgg.vgg16_from(tensors)
+        else:
+            variables = classifiers.resnet56_from(tensors)
+            channels = [np.ones(width, np.float32) for width in RESNET_WIDTHS]
+        return {"network": variables, "channels": channels}
 
-@functools.cache
-def _open(network: str, weights: str | None) -> tuple[Callable, Sequence[np.ndarray]]:
-    """Images of bytes -> maps, and the weight of each map's channels."""
-    path = torch_file.locate(
-        weights,
-        FILES[network],
-        what=f"weights of feature network {network!r}",
-        setting="vae.feature_weights (or train without: vae.feature_network='')",
-    )
-    tensors = torch_file.read(path)
-    if network == "vgg16":
-        variables, channels = vgg.vgg16_from(tensors)
-        return functools.partial(vgg.VGG16().apply, variables), channels
-    variables = classifiers.resnet56_from(tensors)
+    def __call__(self, variables: Mapping[str, Any], x: jax.Array, other: jax.Array) -> jax.Array:
+        ours, theirs = (self._maps(variables["network"], images) for images in (x, other))
+        return self.weight * math.prod(self.shape) * distance(ours, theirs, variables["channels"])
 
-    def maps(images: jax.Array) -> list[jax.Array]:
+    def _maps(self, variables: Mapping[str, Any], images: jax.Array) -> list[jax.Array]:
+        images = (jnp.broadcast_to(images, (*images.shape[:3], 3)) + 1) * 127.5
+        if self.network == "vgg16":
+            return vgg.VGG16().apply(variables, images)
         _, kept = classifiers.ResNet56().apply(variables, images, mutable=["intermediates"])
         return [kept["intermediates"][f"stage{i}"][0] for i in (1, 2, 3)]
-
-    return maps, [np.ones(width, np.float32) for width in (16, 32, 64)]
 
 
 def _unit(x: jax.Array) -> jax.Array:

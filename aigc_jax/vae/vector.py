@@ -1,169 +1,243 @@
-"""VQ-VAE as a family: each vector of an encoder's map becomes the nearest of K codes.
+"""VQ-VAE: each vector of an encoder's map becomes the nearest of the K entries of a codebook.
 
 van den Oord et al. 2017 (arXiv:1711.00937), eq. 3, with the codebook of its appendix A.1: it
 follows the encoder by moving averages, in `extra`, and has no gradient.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.family import Family, Phase
-from aigc_jax.vae import likelihood as likelihoods
+from aigc_jax.checks import one_of, section
+from aigc_jax.family import (
+    Batch,
+    Codec,
+    Cond,
+    DataSpec,
+    Drawing,
+    Extra,
+    Family,
+    Params,
+    Phase,
+    Variables,
+    View,
+    Views,
+)
 from aigc_jax.vae import objectives, quantize
+from aigc_jax.vae import settings as sections
+from aigc_jax.vae.base import Autoencoder, LossValue
 
 PRIORS = ("frequency", "uniform")
 
 
-def vq(
-    network: Any,
-    image_shape: tuple[int, int, int],
-    likelihood: likelihoods.Likelihood,
-    *,
-    codes: int,
-    decay: float,
-    commitment: float,
-    restart: float,
-    prior: str,
-) -> Family:
-    """An autoencoder whose code is a map of indices into a codebook of `codes` vectors.
+class Codebook(NamedTuple):
+    """How a codebook is kept.
+
+    Attributes:
+      size: K, how many entries it has.
+      decay: of its moving averages, a step.
+      commitment: what a unit of |z - z_q|^2 costs, in nats; both are summed over the example.
+      restart: entries that are used less often than this in a batch, on average, start anew at a
+        vector of the batch; 0 leaves them as they are.
+    """
+
+    size: int = 512
+    decay: float = 0.99
+    commitment: float = 0.25
+    restart: float = 1.0
+
+
+def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
+    """The family of an experiment, from the sections `network`, `vae` and `sampling`.
+
+    Raises:
+      ValueError: settings that are unknown or missing, or that cannot be.
+    """
+    settings = section("vae", config["vae"], ("likelihood", "conditional", "codebook"))
+    likelihood = sections.likelihood(settings["likelihood"], spec)
+    conditions = sections.conditions(settings["conditional"], spec)
+    network = sections.network(
+        sections.AUTOENCODERS,
+        config["network"],
+        spec,
+        likelihood.channels,
+        num_classes=spec.classes if conditions else 0,
+    )
+    codebook = section("vae.codebook", settings["codebook"], Codebook._fields)
+    return VQVAE(
+        network=network,
+        shape=tuple(spec.shape),
+        likelihood=likelihood,
+        conditions=conditions,
+        codebook=Codebook(**codebook),
+        **section("sampling", config["sampling"], ("prior",)),
+    ).family()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class VQVAE(Autoencoder):
+    """An autoencoder whose codes are maps of indices into a codebook.
 
     Samples decode indices drawn one by one, as if the places of a map had nothing to do with each
-    other. They look like it: good ones need a prior learned over whole maps, which is not here.
+    other, and it shows. Good samples need a prior learned over whole maps, which is not here.
 
-    Args:
-      network: module with `encode(x, label) -> (z, unused)`, `decode(z_q, label) -> outputs`.
-      image_shape: (H, W, C).
-      likelihood: what `outputs` say of an image.
-      decay: of the codebook's moving averages, a step.
-      commitment: what a unit of |z - z_q|^2 costs, in nats; both are summed over the image.
-      restart: codes that are used less often than this in a batch, on average, start anew at a
-        vector of the batch; 0 lets them be.
+    The network has `encode(x, label) -> (z, unused)`, `decode(z_q, label) -> outputs` and
+    `latent_shape`, which is (*places, width).
+
+    Attributes:
+      codebook: how it is kept.
       prior: of the indices of samples: "uniform", or "frequency", as often as in training.
     """
-    if codes < 2:
-        raise ValueError(f"vae.codes is at least 2, not {codes}")
-    if not 0 <= decay < 1:
-        raise ValueError(f"vae.code_decay must lie in [0, 1), not {decay}")
-    if commitment <= 0:  # or nothing would hold the encoder near its codes
-        raise ValueError(f"vae.commitment must be above 0, not {commitment}")
-    if restart < 0:
-        raise ValueError(f"vae.restart is at least 0, not {restart}")
-    if prior not in PRIORS:
-        raise ValueError(f"sampling.prior is one of {', '.join(PRIORS)}, not {prior!r}")
-    num_classes = network.num_classes
-    dims = int(np.prod(image_shape))
-    *places, width = network.latent_shape
-    rate = math.prod(places) * math.log(codes)  # nats: the KL to the uniform prior, section 3.2
 
-    def init(key: jax.Array) -> tuple[dict, dict]:
-        params = dict(network.init(key, jnp.zeros((1, *image_shape)))["params"])
-        scalars = {name: jnp.float32(value) for name, value in likelihood.parameters.items()}
-        codebook = quantize.init(jax.random.fold_in(key, 1), codes, width)
+    codebook: Codebook = field(default_factory=Codebook)
+    prior: str = "frequency"
+
+    def __post_init__(self) -> None:
+        size, decay, commitment, restart = self.codebook
+        if size < 2:
+            raise ValueError(f"vae.codebook.size is at least 2, not {size}")
+        if not 0 <= decay < 1:
+            raise ValueError(f"vae.codebook.decay must lie in [0, 1), not {decay}")
+        if commitment <= 0:  # or nothing would hold the encoder near its entries
+            raise ValueError(f"vae.codebook.commitment must be above 0, not {commitment}")
+        if restart < 0:
+            raise ValueError(f"vae.codebook.restart is at least 0, not {restart}")
+        one_of("sampling.prior", self.prior, PRIORS)
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The shape of one example's map of indices."""
+        return tuple(self.network.latent_shape[:-1])
+
+    @property
+    def rate(self) -> float:
+        """Nats: the KL to the uniform prior over indices (section 3.2)."""
+        return math.prod(self.places) * math.log(self.codebook.size)
+
+    def init(self, key: jax.Array) -> tuple[Params, Extra]:
+        """Parameters of the one player, and the codebook with its moving averages."""
+        width = self.network.latent_shape[-1]
+        codebook = quantize.init(jax.random.fold_in(key, 1), self.codebook.size, width)
         # A copy: a donated state must not hold one buffer twice.
-        return {"net": {"network": params, **scalars}}, jax.tree.map(jnp.copy, codebook)
+        return {"net": self.init_net(key)}, jax.tree.map(jnp.copy, codebook)
 
-    def apply(params: Any, method: Callable, *args: Any) -> Any:
-        return network.apply({"params": params["net"]["network"]}, *args, method=method)
-
-    def label_of(batch: Any) -> Any:
-        return batch["label"] if num_classes else None
-
-    def encode(params: Any, extra: Any, batch: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def quantize(
+        self, params: Params, extra: Extra, batch: Batch
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """z and z_q [B, *places, width] and the index int [B, *places]."""
-        z = apply(params, network.encode, batch["image"], label_of(batch))[0]
+        z = self.apply(params, self.network.encode, batch["x"], self.label_of(batch))[0]
         return z, *quantize.quantize(z, extra["codebook"])
 
-    def terms(params: Any, batch: Any, z: jax.Array, z_q: jax.Array) -> tuple:
-        """log p(x|z_q) and |z - z_q|^2, each [B]."""
-        outputs = apply(params, network.decode, z_q, label_of(batch))
-        scalars = {name: params["net"][name] for name in likelihood.parameters}
-        log_p = likelihood.log_prob(outputs, batch["image"], **scalars)
+    def outputs(self, params: Params, z_q: jax.Array, label: jax.Array | None) -> jax.Array:
+        """What the decoder says for z_q, [B, ..., likelihood.channels]."""
+        return self.apply(params, self.network.decode, z_q, label)
+
+    def terms(
+        self, params: Params, batch: Batch, z: jax.Array, z_q: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """log p(x|z_q) in nats and |z - z_q|^2, each [B]."""
+        outputs = self.outputs(params, z_q, self.label_of(batch))
+        log_p = self.log_likelihood(params, outputs, batch["x"])
         return log_p, quantize.commitment(z, z_q)
 
-    def loss(params: Any, extra: Any, batch: Any, key: jax.Array) -> tuple:
-        z, z_q, index = encode(params, extra, batch)
-        log_p, distance = terms(params, batch, z, z_q)
+    def loss(self, view: View, batch: Batch, key: jax.Array) -> LossValue:
+        """-log p(x|z_q) and the commitment; `extra` comes back with the codebook one step on."""
+        z, z_q, index = self.quantize(view.params, view.extra, batch)
+        log_p, distance = self.terms(view.params, batch, z, z_q)
         metrics = {
             "distortion": -jnp.mean(log_p),
             "commitment": jnp.mean(distance),
-            "perplexity": quantize.perplexity(quantize.usage(index, codes)),
+            "perplexity": quantize.perplexity(quantize.usage(index, self.codebook.size)),
         }
-        moved = quantize.update(extra, z, index, decay)
-        moved = quantize.restart(moved, z, key, restart)
-        return jnp.mean(commitment * distance - log_p), (metrics, moved)
+        updated = quantize.update(view.extra, z, index, self.codebook.decay)
+        updated = quantize.restart(updated, z, key, self.codebook.restart)
+        return jnp.mean(self.codebook.commitment * distance - log_p), (metrics, updated)
 
-    def evaluate(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
+    def evaluate(self, variables: Variables, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
         """{"neg_elbo", "kl", "distortion": [B]} in nats, bits/dim, and |z - z_q|^2 "commitment".
 
         The bound is that of the uniform prior over indices, to which the KL is a constant; a
         learned one would lower it. Bits/dim are of bytes, so with likelihood "bernoulli" only for
         images of black and white.
         """
-        z, z_q, _ = encode(params, extra, batch)
-        log_p, distance = terms(params, batch, z, z_q)
+        z, z_q, _ = self.quantize(variables.params, variables.extra, batch)
+        log_p, distance = self.terms(variables.params, batch, z, z_q)
         return {
-            "neg_elbo": rate - log_p,
-            "kl": jnp.full_like(log_p, rate),
+            "neg_elbo": self.rate - log_p,
+            "kl": jnp.full_like(log_p, self.rate),
             "distortion": -log_p,
             "commitment": distance,
-            "bits_per_dim": objectives.bits_per_dim(log_p - rate, dims, likelihood.bins),
+            "bits_per_dim": objectives.bits_per_dim(
+                log_p - self.rate, self.dims, self.likelihood.bins
+            ),
         }
 
-    def codes_of(params: Any, extra: Any, batch: Any) -> dict[str, jax.Array]:
-        return {"index": encode(params, extra, batch)[2]}
+    def encode(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+        """{"index": int [B, *places]}."""
+        return {"index": self.quantize(variables.params, variables.extra, batch)[2]}
 
-    def decode(params: Any, extra: Any, z: jax.Array, label: Any) -> jax.Array:
-        """Images of indices int [n, *places], or of vectors [n, *places, width], by their codes."""
+    def decode(self, variables: Variables, z: jax.Array, cond: Cond) -> jax.Array:
+        """Mean examples of indices int [n, *places], or of vectors [n, *places, width].
+
+        Vectors are decoded by the entries nearest to them.
+        """
         if jnp.issubdtype(z.dtype, jnp.integer):
-            z_q = extra["codebook"][z]
+            z_q = variables.extra["codebook"][z]
         else:
-            z_q, _ = quantize.quantize(z, extra["codebook"])
-        return likelihood.mean(apply(params, network.decode, z_q, label))
+            z_q, _ = quantize.quantize(z, variables.extra["codebook"])
+        outputs = self.outputs(variables.params, z_q, self.asked_label(cond))
+        return self.likelihood.mean(outputs)
 
-    def restore(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, tuple]:
-        x, (_, z_q, _) = batch["image"], encode(params, extra, batch)
-        outputs = apply(params, network.decode, z_q, label_of(batch))
-        return {"reconstruction": (x, likelihood.mean(outputs))}
+    def reconstruct(
+        self, variables: Variables, batch: Batch, key: jax.Array
+    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """The mean example that x's own entries decode to."""
+        _, z_q, _ = self.quantize(variables.params, variables.extra, batch)
+        outputs = self.outputs(variables.params, z_q, self.label_of(batch))
+        return {"reconstruction": (batch["x"], self.likelihood.mean(outputs))}
 
-    @jax.jit
-    def sample(params: Any, extra: Any, keys: jax.Array, cond: Mapping[str, Any]) -> jax.Array:
-        counts = extra["counts"] if prior == "frequency" else jnp.ones(codes)
-        draw = partial(jax.random.categorical, logits=jnp.log(counts), shape=tuple(places))
-        index = jax.vmap(draw)(keys)
-        return decode(params, extra, index, cond.get("label") if num_classes else None)
+    def start(self, variables: Variables, keys: jax.Array, cond: Cond) -> dict[str, Any]:
+        """Indices of samples, and the labels that were asked for."""
+        uniform = self.prior == "uniform"
+        counts = jnp.ones(self.codebook.size) if uniform else variables.extra["counts"]
+        draw = partial(jax.random.categorical, logits=jnp.log(counts), shape=self.places)
+        return {"index": jax.vmap(draw)(keys), "label": self.asked_label(cond)}
 
-    return Family(
-        init,
-        (Phase("net", loss),),
-        sample,
-        evaluate,
-        averaged=("net",),
-        num_classes=num_classes,
-        restore=restore,
-        codes=codes_of,
-        decode=decode,
-        diagnose=partial(diagnose, size=codes),
-        carried=("codebook", "counts", "sums"),
-    )
+    def finish(self, variables: Variables, carry: Mapping[str, Any]) -> jax.Array:
+        """The mean examples of the indices."""
+        return self.decode(variables, carry["index"], {"label": carry["label"]})
+
+    def family(self) -> Family:
+        """The family that these parts make."""
+        return Family(
+            self.init,
+            (Phase("net", self.loss),),
+            self.evaluate,
+            averaged=("net",),
+            transferred=("codebook", "counts", "sums"),
+            drawing=Drawing(self.start, self.finish, conditions=self.conditions),
+            codec=Codec(self.encode, self.decode, partial(diagnose, size=self.codebook.size)),
+            views=Views(self.reconstruct),
+        )
 
 
 def diagnose(codes: Mapping[str, np.ndarray], size: int) -> tuple[dict[str, float], str]:
-    """How many of `size` codes N images' {"index": [N, ...]} use; see `Family.diagnose`."""
+    """How many of `size` entries N examples' {"index": [N, ...]} use; see `Codec.diagnose`."""
     counts = np.bincount(np.asarray(codes["index"]).reshape(-1), minlength=size)
     used = int((counts > 0).sum())
     metrics = {
         "perplexity": float(quantize.perplexity(jnp.asarray(counts, jnp.float32))),
-        "codes_used": float(used),
+        "entries_used": float(used),
     }
     if used < 0.1 * size:
         return metrics, (
-            f"Codebook collapse: {used} of {size} codes are used. Restart dead codes "
-            "(vae.restart) or take fewer (vae.codes)."
+            f"Codebook collapse: {used} of {size} entries are used. Restart dead ones "
+            "(vae.codebook.restart) or take fewer (vae.codebook.size)."
         )
     return metrics, ""

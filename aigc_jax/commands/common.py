@@ -1,0 +1,85 @@
+"""What several commands share: their data, their sampling settings, the family once more."""
+
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from aigc_jax import build
+from aigc_jax.data import datasets
+from aigc_jax.family import DataSpec, Family, Variables
+from aigc_jax.runs import folder as folders
+from aigc_jax.runs.examples import RealData, training_codes
+from aigc_jax.training.recipe import recipe
+from aigc_jax.training.step import Recipe
+
+
+def open_data(config: Mapping[str, Any], splits: Iterable[str] = ()) -> RealData:
+    """The data set of a config, with its splits for training and testing and those named."""
+    data = dict(config["data"])
+    train, test = data.pop("train_split"), data.pop("test_split")
+    dataset = datasets.load(**data, splits=tuple(dict.fromkeys((train, test, *splits))))
+    return RealData(data["name"], dataset, train, test, config["train"]["batch_size"])
+
+
+def recipe_of(config: Mapping[str, Any], family: Family, spec: DataSpec) -> Recipe:
+    """What a config says of a run's steps."""
+    sections = {name: config[name] for name in ("optimizer", "ema", "augment")}
+    return recipe(family, spec, batch_size=config["train"]["batch_size"], **sections)
+
+
+def rebuilder(config: Mapping[str, Any], spec: DataSpec) -> Callable[[Mapping[str, Any]], Family]:
+    """(other values of `config.sampling`) -> the family that samples so."""
+
+    def rebuild(overrides: Mapping[str, Any]) -> Family:
+        return build.build({**config, "sampling": {**config["sampling"], **overrides}}, spec)
+
+    return rebuild
+
+
+def with_sampling(
+    workdir: pathlib.Path, config: Mapping[str, Any] | None, settings: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], list[str]]:
+    """A run's config, or the one given, with other values of `config.sampling`.
+
+    Args:
+      config: None for the run's own.
+      settings: {key of `config.sampling`: value}, None for a value that stays.
+
+    Returns:
+      The config, and what differs from how the run itself samples, as parts of a file's name.
+
+    Raises:
+      FileNotFoundError: neither a run nor a config.
+      ValueError: a run of an earlier version, or a setting that the family's sampling lacks.
+    """
+    recorded = None
+    if config is None or (workdir / "config.json").exists():
+        recorded = folders.read(workdir, "config.json")
+        folders.read_spec(workdir)  # a run of an earlier version says so before its keys are read
+    config = folders.as_dict(recorded if config is None else config)
+    given = {key: value for key, value in (settings or {}).items() if value is not None}
+    for key in given.keys() - config["sampling"].keys():
+        known = ", ".join(config["sampling"]) or "no settings"
+        raise ValueError(
+            f"family {config['family']!r} has no {key!r} of sampling to set: it has {known}"
+        )
+    sampling = config["sampling"] | given
+    own = (recorded or config)["sampling"]
+    keys = dict.fromkeys((*given, *sampling))  # in the order in which they were asked for
+    words = [f"{key}_{sampling[key]}" for key in keys if sampling[key] != own.get(key)]
+    return config | {"sampling": sampling}, words
+
+
+class LazyData:
+    """The data of a config, opened when they are first asked for: most samples need none."""
+
+    def __init__(self, config: Mapping[str, Any], mesh: Any) -> None:
+        self._mesh = mesh
+        self.open = cache(lambda: open_data(config))
+
+    def codes(self, family: Family, variables: Variables) -> Mapping[str, np.ndarray]:
+        """The codes of training data, as `runs.model.load` takes them to fit a prior."""
+        return training_codes(family, variables, self.open(), self._mesh)

@@ -1,0 +1,71 @@
+"""Denoises the images of a folder or .zip with a trained autoencoder."""
+
+import argparse
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from aigc_jax.runs import apply
+from aigc_jax.runs import model as models
+
+FLAGS: tuple[str, ...] = (
+    "input",
+    "output",
+    "batch",
+    "step",
+    "raw",
+    "distributed",
+    "coordinator",
+    "processes",
+    "process",
+)
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Runs the command as its flags say."""
+    if not flags.input:
+        raise ValueError("name the images to denoise, as in --input=FOLDER")
+    run(
+        flags.workdir,
+        flags.input,
+        flags.config,
+        output=flags.output,
+        batch_size=flags.batch,
+        step=flags.step,
+        raw=flags.raw,
+    )
+
+
+def run(
+    workdir: str | pathlib.Path,
+    input: str | pathlib.Path,
+    config: Mapping[str, Any] | None = None,
+    *,
+    output: str | pathlib.Path | None = None,
+    batch_size: int = 64,
+    step: int | None = None,
+    raw: bool = False,
+) -> pathlib.Path:
+    """Decodes the mean code of every image of a folder or .zip.
+
+    Args:
+      workdir, config, step, raw: see `runs.model.load`.
+      input: the folder or .zip.
+      output: folder to write to; None takes denoised/ in the workdir.
+      batch_size: images at a time.
+
+    Returns:
+      The path of a picture of some images above what became of them.
+
+    Raises:
+      FileNotFoundError, ValueError: no such run, a model without an encoder, or images that
+        `runs.apply.denoise_folder` refuses.
+    """
+    model = models.load(workdir, config, step=step, raw=raw)
+    output = output or pathlib.Path(workdir) / "denoised"
+    path = apply.denoise_folder(model, input, output, batch_size=batch_size)
+    if jax.process_index() == 0:
+        print(f"denoised by step {model.step}: {path}", flush=True)
+    return path

@@ -1,0 +1,128 @@
+"""Measures a trained model: prints a table, writes it as JSON and renews the run's report."""
+
+import argparse
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from aigc_jax.commands import common, report
+from aigc_jax.evaluation import results
+from aigc_jax.runs import evaluate
+from aigc_jax.runs import model as models
+from aigc_jax.runs.evaluations import plan, splits
+from aigc_jax.runs.examples import RealData
+from aigc_jax.runs.extractors import FeatureExtractors
+from aigc_jax.training import sharding
+
+FLAGS: tuple[str, ...] = (
+    "evaluations",
+    "num",
+    "seed",
+    "sampler",
+    "steps",
+    "guidance",
+    "batch",
+    "step",
+    "raw",
+    "distributed",
+    "coordinator",
+    "processes",
+    "process",
+)
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Runs the command as its flags say."""
+    run(
+        flags.workdir,
+        flags.config,
+        evaluations=flags.evaluations,
+        count=flags.num,
+        seed=flags.seed,
+        settings={"sampler": flags.sampler, "steps": flags.steps, "guidance": flags.guidance},
+        batch_size=flags.batch,
+        step=flags.step,
+        raw=flags.raw,
+    )
+
+
+def run(
+    workdir: str | pathlib.Path,
+    config: Mapping[str, Any] | None = None,
+    *,
+    evaluations: Sequence[str] | None = None,
+    count: int | None = None,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    batch_size: int = 64,
+    step: int | None = None,
+    raw: bool = False,
+    data: RealData | None = None,
+    extractors: FeatureExtractors | None = None,
+) -> list[results.Row]:
+    """Runs `config.evaluations` on a trained model; prints a table and writes it as JSON.
+
+    Args:
+      workdir, config, step, raw: see `runs.model.load`.
+      evaluations: names of those to run, or of any metrics; None runs all of the config's.
+      count: samples; None for the config's.
+      seed, settings, batch_size: of the samples, as for `sample`.
+      data, extractors: the config's data and feature networks, where they are open already.
+
+    Raises:
+      ValueError, FileNotFoundError: an unknown evaluation, missing weights or images of another
+        size than the feature network's, all before the first sample is drawn.
+    """
+    workdir = pathlib.Path(workdir)
+    mesh = sharding.make_mesh()
+    config, different = common.with_sampling(workdir, config, settings)
+    count = config["evaluation"]["count"] if count is None else count
+    planned = plan(
+        chosen(config["evaluations"], evaluations), {**config["evaluation"], "count": count}
+    )
+    data = data or common.open_data(config, splits(planned))
+    model = models.load(workdir, config, step=step, raw=raw)
+    check_same_data(model, data.spec)
+    evaluator = evaluate.Evaluator(
+        planned,
+        model.family,
+        data,
+        mesh,
+        seed=config["seed"],
+        sampling=config["sampling"],
+        rebuild=common.rebuilder(config, model.spec),
+        extractors=extractors or FeatureExtractors(mesh, batch_size),
+        batch_size=batch_size,
+    )
+    is_run = (workdir / "config.json").exists()  # else weights from elsewhere
+    averaged = bool(model.family.averaged) and not raw
+    weights = ("EMA" if averaged else "raw") if is_run else "as given"
+    result = evaluator.run(model.variables, seed=seed, weights=weights)
+
+    words = [f"step{model.step:08d}", f"seed{seed}", *[f"n{count}"] * evaluator.draws]
+    words += [*evaluator.networks, *["raw"] * raw, *different, *(evaluations or ())]
+    path = evaluate.write(workdir, "-".join(words), result, step=model.step, scheduled=False)
+    if jax.process_index() == 0:
+        about = f", {count} samples" * evaluator.draws
+        print(f"step {model.step} of {workdir}{about}:", flush=True)
+        print(results.table(result.rows, config["published"]), flush=True)
+        print(path, flush=True)
+        if is_run:
+            report.run(workdir)
+    return result.rows
+
+
+def chosen(
+    evaluations: Mapping[str, Mapping[str, Any]], names: Sequence[str] | None
+) -> Mapping[str, Mapping[str, Any]]:
+    """The evaluations of these names, a metric that is none of them with the usual settings."""
+    return evaluations if names is None else {name: evaluations.get(name, {}) for name in names}
+
+
+def check_same_data(model: models.Model, spec: Any) -> None:
+    """Raises ValueError where the data set's examples are of another shape than the model's."""
+    if model.spec.shape != spec.shape:
+        shapes = ("x".join(map(str, shape)) for shape in (model.spec.shape, spec.shape))
+        raise ValueError("the model draws samples of {}, the data set has {}".format(*shapes))

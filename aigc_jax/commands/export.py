@@ -1,0 +1,57 @@
+"""Writes a trained diffusion model as a folder that diffusers' pipelines load."""
+
+import argparse
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from aigc_jax.runs import model as models
+from aigc_jax.runs import weights
+
+FLAGS: tuple[str, ...] = (
+    "output",
+    "step",
+    "distributed",
+    "coordinator",
+    "processes",
+    "process",
+)
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Runs the command as its flags say."""
+    run(flags.workdir, flags.output or flags.workdir / "diffusers", flags.config, step=flags.step)
+
+
+def run(
+    workdir: str | pathlib.Path,
+    output: str | pathlib.Path,
+    config: Mapping[str, Any] | None = None,
+    *,
+    step: int | None = None,
+) -> None:
+    """Writes a run's model as a folder for diffusers.
+
+    Args:
+      workdir, config, step: see `runs.model.load`.
+      output: the folder to write.
+
+    Raises:
+      FileNotFoundError, ValueError: no such run, or a model that diffusers has no pipeline for.
+    """
+    model = models.load(workdir, config, step=step)
+    config = model.config
+    if config["family"] != "diffusion":
+        raise ValueError(f"diffusers has no pipeline for family {config['family']!r}")
+    weights.to_diffusers(
+        output,
+        model.variables.params,
+        model.spec,
+        network=config["network"],
+        diffusion=config["diffusion"],
+        sampling=config["sampling"],
+    )
+    if jax.process_index() == 0:
+        print(f"step {model.step} of {workdir} as a diffusers pipeline: {output}", flush=True)

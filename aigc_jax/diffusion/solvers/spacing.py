@@ -1,0 +1,52 @@
+"""Which of a process's times a solver visits.
+
+"leading", "trailing" and "linspace" are Lin et al. 2024 (arXiv:2305.08891, table 2); "quadratic" is
+what DDIM uses for CIFAR-10 (Song et al. 2021, arXiv:2010.02502, D.3).
+"""
+
+import numpy as np
+
+from aigc_jax.checks import one_of
+
+
+def leading(steps: int, total: int) -> np.ndarray:
+    return np.arange(steps) * (total // steps)
+
+
+def trailing(steps: int, total: int) -> np.ndarray:
+    return np.round(np.arange(steps, 0, -1) * total / steps)[::-1] - 1
+
+
+def linspace(steps: int, total: int) -> np.ndarray:
+    # One step must start from the noisiest time, not from the cleanest.
+    return np.round(np.linspace(0, total - 1, steps)) if steps > 1 else np.array([total - 1])
+
+
+def quadratic(steps: int, total: int) -> np.ndarray:
+    # The published 0.8 T leaves out the noisiest fifth, where x_t is all but pure noise.
+    t = np.floor(np.linspace(0, (0.8 * total) ** 0.5, steps) ** 2)
+    t = np.maximum.accumulate(np.maximum(t, np.arange(steps)))  # distinct at any `steps`
+    return np.minimum(t, total - steps + np.arange(steps))
+
+
+# {name: (steps, total) -> times, ascending, [steps]}
+SPACINGS = {
+    "leading": leading,
+    "trailing": trailing,
+    "linspace": linspace,
+    "quadratic": quadratic,
+}
+
+
+def timesteps(spacing: str, steps: int, total: int) -> np.ndarray:
+    """`steps` of the times 0..total-1, descending, int [steps].
+
+    Raises:
+      ValueError: an unknown spacing, or more steps than there are times.
+    """
+    if not 1 <= steps <= total:
+        raise ValueError(
+            f"sampling.steps must lie in 1..{total} (diffusion.timesteps), not {steps}"
+        )
+    one_of("sampling.spacing", spacing, SPACINGS)
+    return SPACINGS[spacing](steps, total)[::-1].astype(int)

@@ -1,0 +1,1 @@
+"""Networks in files of other projects: checkpoints of torch, folders of diffusers."""

@@ -1,0 +1,1 @@
+"""The networks of GANs and of CycleGAN."""

@@ -1,0 +1,1 @@
+"""Feature networks: what distances between images are taken in, with weights from elsewhere."""

@@ -1,0 +1,1 @@
+"""What belongs to one run: its folder, its trained model, what it looks at on a schedule."""

@@ -1,0 +1,102 @@
+"""Real data in batches on the devices, in the model's range; and what an encoder makes of them."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from aigc_jax import modalities
+from aigc_jax.data import loader
+from aigc_jax.data.datasets import Dataset
+from aigc_jax.family import Batch, DataSpec, Family, Variables
+from aigc_jax.training import sharding
+
+PREPARED_FROM = 10_000  # training examples whose codes a prior is fitted to
+
+
+class RealData(NamedTuple):
+    """The data that a model is trained on, and judged against.
+
+    Attributes:
+      name: of the data set, such as "cifar10".
+      dataset: its spec, and a source for each split.
+      train_split, test_split: names of two of them.
+      batch_size: of training. Whatever is random in `Family.evaluate` comes in batches of this
+        size, so that no value depends on how samples are drawn.
+    """
+
+    name: str
+    dataset: Dataset
+    train_split: str
+    test_split: str
+    batch_size: int
+
+    @property
+    def spec(self) -> DataSpec:
+        return self.dataset.spec
+
+
+def examples(
+    data: RealData, mesh: Any, limit: int = 0, *, split: str | None = None, bar: bool = False
+) -> Iterator[Batch]:
+    """A split in batches of `data.batch_size` on the devices, in the model's range.
+
+    Args:
+      limit: stops after that many examples, rounded up to whole batches; 0 takes all.
+      split: None is the test split.
+      bar: shows how far it has come.
+
+    Yields:
+      {"x": [B, ...], "mask": float32 [B], ...}; the mask is 0 for rows that fill up the last batch.
+    """
+    sharding.check_batch(data.batch_size, mesh)
+    split = split or data.test_split
+    source = data.dataset.sources[split]
+    count = -(-min(limit or len(source), len(source)) // data.batch_size)
+    batches = loader.epoch(
+        source,
+        batch_size=data.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    for batch in tqdm(
+        itertools.islice(batches, count),
+        total=count,
+        desc=f"{split} batches",
+        disable=None if bar else True,
+        leave=False,
+    ):
+        yield modalities.to_model_batch(data.spec, sharding.put(mesh, batch))
+
+
+def codes(family: Family, variables: Variables, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
+    """What `Codec.encode` gives for all real rows of batches as of `examples`: {name: [N, ...]}."""
+    encode = jax.jit(family.codec.encode)
+    parts = []
+    for batch in batches:
+        found = sharding.fetch({**encode(variables, batch), "mask": batch["mask"]})
+        kept = found.pop("mask") > 0
+        parts.append({name: array[kept] for name, array in found.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def training_codes(
+    family: Family, variables: Variables, data: RealData, mesh: Any, count: int = PREPARED_FROM
+) -> dict[str, np.ndarray]:
+    """The codes of the first `count` training examples, in whole batches: {name: [N, ...]}."""
+    batches = examples(data, mesh, count, split=data.train_split, bar=True)
+    return codes(family, variables, batches)
+
+
+def prepared(family: Family, variables: Variables, data: RealData, mesh: Any) -> Variables:
+    """The variables with what `Drawing.prepare` makes of them, on the devices.
+
+    They come back as they are where the family prepares nothing.
+    """
+    if family.drawing is None or family.drawing.prepare is None:
+        return variables
+    made = family.drawing.prepare(variables, lambda: training_codes(family, variables, data, mesh))
+    return variables._replace(prepared=sharding.place(made, mesh))

@@ -1,0 +1,150 @@
+"""A run's folder: its config, its data's spec, and whether a command continues the same run."""
+
+import difflib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from aigc_jax import files
+from aigc_jax.family import DataSpec, Field
+
+# Settings that may change when a run goes on: they do not touch what is computed from here on.
+FREE = (
+    "checkpoint",
+    "data.data_dir",
+    "data.in_memory",
+    "data.path",
+    "evaluation",
+    "evaluations",
+    "init_from",  # read at step 0 only
+    "log",
+    "published",
+    "sampling",
+    "train.max_skipped",
+    "train.sharding",
+    "train.steps",
+)
+
+
+class RunMismatch(ValueError):
+    """A command whose config is not that of the run in its workdir."""
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings -> {"data.name": value}."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lines "key: old -> new" for settings that change the result."""
+    old, new = flatten(as_dict(old)), flatten(as_dict(new))
+
+    def free(key: str) -> bool:
+        parent, _, last = key.rpartition(".")
+        schedules = {flat.get(f"{parent}.schedule") for flat in (old, new)}
+        if last in ("decay_steps", "decay_start") and schedules == {"constant"}:
+            return True  # they follow train.steps in a config, and nothing reads them
+        return any(key == name or key.startswith(name + ".") for name in FREE)
+
+    return [
+        f"{key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
+        for key in sorted(old.keys() | new.keys())
+        if not free(key) and old.get(key) != new.get(key)
+    ]
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A ConfigDict (or mapping) as plain JSON values."""
+    plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return json.loads(json.dumps(plain))
+
+
+def read(workdir: pathlib.Path, name: str) -> dict[str, Any]:
+    """`config.json` or `spec.json` of a run."""
+    path = workdir / name
+    if not path.is_file():
+        hint = ""
+        if workdir.parent.is_dir():
+            runs = [p.name for p in workdir.parent.iterdir() if (p / name).is_file()]
+            near = difflib.get_close_matches(workdir.name, runs, n=3, cutoff=0.3) or runs[:3]
+            hint = f" (runs there: {', '.join(near)})" if near else ""
+        raise FileNotFoundError(
+            f"no run in {workdir}{hint}: train first, or name its folder by --workdir"
+        )
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it from a backup") from error
+
+
+def is_run(folder: pathlib.Path) -> bool:
+    """Whether a folder is a run of ours."""
+    return (folder / "checkpoints").is_dir()
+
+
+def write_spec(workdir: pathlib.Path, spec: DataSpec) -> None:
+    """Writes `spec.json`: what the run's data are."""
+
+    def plain(fields: Mapping[str, Field]) -> dict[str, Any]:
+        return {name: field._asdict() for name, field in fields.items()}
+
+    content = {
+        "fields": plain(spec.fields),
+        "conditions": plain(spec.conditions),
+        "sizes": dict(spec.sizes),
+    }
+    files.write_json(workdir / "spec.json", content)
+
+
+def read_spec(workdir: pathlib.Path) -> DataSpec:
+    """The spec of the data that a run was trained on.
+
+    Raises:
+      FileNotFoundError: no run there.
+      ValueError: a run of an earlier version, or a damaged file.
+    """
+    spec = read(workdir, "spec.json")
+    if "fields" not in spec:
+        raise ValueError(
+            f"{workdir} holds a run of an earlier version, whose checkpoints this one cannot read: "
+            "train it again in another --workdir, or go back to commit 075cb69 to use it"
+        )
+
+    def typed(fields: Mapping[str, Any]) -> dict[str, Field]:
+        return {
+            name: Field(field["kind"], tuple(field["shape"]), field["classes"])
+            for name, field in fields.items()
+        }
+
+    return DataSpec(typed(spec["fields"]), typed(spec["conditions"]), spec["sizes"])
+
+
+def add_session(
+    workdir: pathlib.Path, origin: Mapping[str, Any], step: int, environment: Mapping[str, Any]
+) -> None:
+    """Notes in `origin.json` what command starts or resumes a run at `step`, and where."""
+    try:
+        sessions = json.loads((workdir / "origin.json").read_text())["sessions"]
+    except (OSError, ValueError, LookupError, TypeError):  # none yet, or damaged: a report's loss
+        sessions = []
+    session = {"step": step, **environment}
+    files.write_json(workdir / "origin.json", {**origin, "sessions": [*sessions, session]})
+
+
+def check_same(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Raises RunMismatch, listing keys, where `config` would change the run in `workdir`."""
+    read_spec(workdir)  # a run of an earlier version says so, instead of listing every key
+    changed = differences(read(workdir, "config.json"), config)
+    if changed:
+        raise RunMismatch(
+            f"{workdir} holds a run with another config:\n  "
+            + "\n  ".join(changed)
+            + "\nGive the same config to resume it, or another --workdir to start anew"
+        )

@@ -1,0 +1,93 @@
+"""Pictures that go with samples and with evaluations: codes at work, copies of training data."""
+
+import pathlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from aigc_jax import modalities
+from aigc_jax.evaluation.comparison import ImageComparison
+from aigc_jax.family import Family, Variables
+from aigc_jax.modalities.image import save_image
+from aigc_jax.sampling.driver import cond_of, sample_keys
+from aigc_jax.training import sharding
+
+FIGURE_SAMPLES = 16  # samples that figures are made from
+NEAREST_SHOWN = 12
+NEAREST = (
+    "Top: the samples nearest to training images, nearest first. Middle: the nearest training "
+    "image of each. Bottom: its nearest held-out image."
+)
+
+
+class Picture(NamedTuple):
+    """A picture to be saved.
+
+    Attributes:
+      word: what its file's name ends with.
+      caption: what it shows.
+      image: the picture.
+    """
+
+    word: str
+    caption: str
+    image: Image.Image
+
+
+def figures(family: Family, variables: Variables, mesh: Any, seed: int, kind: str) -> list[Picture]:
+    """What `Views.figures` shows of 16 samples; [] of a family without.
+
+    Args:
+      variables: prepared, as samples take them.
+      seed: of the samples.
+      kind: of the data, a name of `modalities`.
+    """
+    if family.views is None or family.views.figures is None:
+        return []
+    index = np.arange(-(-FIGURE_SAMPLES // mesh.size) * mesh.size)
+    cond = cond_of(mesh, index, labels_of(family))
+    keys = sample_keys(mesh, seed, index)
+    found = sharding.fetch(jax.jit(family.views.figures)(variables, keys, cond))
+    picture = modalities.of(kind).picture
+    return [
+        Picture(
+            caption.split(":")[0].lower(),
+            caption,
+            picture(samples.reshape(-1, *samples.shape[2:]), columns=samples.shape[1]),
+        )
+        for caption, samples in found.items()
+    ]
+
+
+def labels_of(family: Family) -> range | None:
+    """Every class in turn, for samples of a family that may be asked for one; None for others."""
+    label = family.drawing.conditions.get("label") if family.drawing else None
+    return range(label.classes) if label else None
+
+
+def nearest(comparison: ImageComparison, samples: np.ndarray, kind: str) -> Picture:
+    """The samples nearest to training images, above these and the nearest held-out ones.
+
+    `samples` are as stored, [n, ...], those that `comparison` is of.
+    """
+    found, modality = comparison.nearest, modalities.of(kind)
+    order = np.argsort(found.distances[:, 0])[:NEAREST_SHOWN]
+    rows = [
+        samples[order],
+        comparison.reference.fetch(found.train[order])["x"],
+        comparison.held_out.fetch(found.test[order])["x"],
+    ]
+    shown = modality.to_model(np.concatenate(rows))
+    return Picture("nearest", NEAREST, modality.picture(shown, columns=len(order)))
+
+
+def save(pictures: Iterable[Picture], folder: pathlib.Path, name: str) -> dict[str, pathlib.Path]:
+    """Writes pictures as `folder/name-word.png`; returns {caption: path}."""
+    written = {}
+    for picture in pictures:
+        written[picture.caption] = folder / f"{name}-{picture.word}.png"
+        save_image(picture.image, written[picture.caption])
+    return written

@@ -1,0 +1,46 @@
+"""What stays the same over a run, from plain settings: optimizers, average, augmentation."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+
+from aigc_jax import modalities, streams
+from aigc_jax.family import Batch, DataSpec, Family
+from aigc_jax.training import optimizers
+from aigc_jax.training.step import Recipe, ema_decay
+
+
+def recipe(
+    family: Family,
+    spec: DataSpec,
+    *,
+    batch_size: int,
+    optimizer: Mapping[str, Any],
+    ema: Mapping[str, float],
+    augment: Mapping[str, Any],
+) -> Recipe:
+    """The recipe of a run.
+
+    Args:
+      family, spec: what is trained, and its data.
+      batch_size: global.
+      optimizer: of all players, or {player: settings}; see `optimizers.per_player`.
+      ema: `half_life` and `ramp`; see `step.ema_decay`.
+      augment: settings of the modality's `augment`.
+    """
+    players = jax.eval_shape(family.init, streams.init(0)[0])[0].keys()
+    updates = {
+        p: sum(1 / phase.every for phase in family.phases if phase.player == p) for p in players
+    }
+
+    def prepare(batch: Batch, keys: Mapping[str, jax.Array]) -> Batch:
+        return modalities.augment_batch(spec, batch, keys, dict(augment))
+
+    return Recipe(
+        family=family,
+        optimizers=optimizers.per_player(optimizer, updates),
+        ema_decay=partial(ema_decay, batch_size=batch_size, **ema),
+        prepare=prepare,
+    )

@@ -1,0 +1,68 @@
+"""What the three families of autoencoders share: a network, a likelihood, labels."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from aigc_jax.family import Batch, Cond, Extra, Field, Params
+from aigc_jax.vae.likelihood import Likelihood
+
+LossValue = tuple[jax.Array, tuple[dict[str, jax.Array], Extra]]  # what `Phase.loss` returns
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Autoencoder:
+    """A network with parameters `params["net"]["network"]`, and what its outputs say of an example.
+
+    The likelihood's own learned scalars, such as a deviation, lie beside the network's parameters,
+    in `params["net"]`.
+
+    Attributes:
+      network: a Linen module of `networks.vae`, or what has its methods.
+      shape: of an example.
+      likelihood: what the network's outputs say of an example.
+      conditions: {"label": Field} of a model that is conditional on labels, else {}.
+    """
+
+    network: Any
+    shape: tuple[int, ...]
+    likelihood: Likelihood
+    conditions: Mapping[str, Field] = field(default_factory=dict)
+
+    @property
+    def dims(self) -> int:
+        """How many numbers an example has."""
+        return math.prod(self.shape)
+
+    def init_net(self, key: jax.Array, *args: Any) -> dict[str, Any]:
+        """Parameters of the player "net". `args`: what the network is called with beside x."""
+        params = dict(self.network.init(key, jnp.zeros((1, *self.shape)), *args)["params"])
+        scalars = {name: jnp.float32(value) for name, value in self.likelihood.parameters.items()}
+        return {"network": params, **scalars}
+
+    def apply(self, params: Params, method: Callable, *args: Any) -> Any:
+        """One of the network's methods, with the parameters of the player "net"."""
+        return self.network.apply({"params": params["net"]["network"]}, *args, method=method)
+
+    def scalars(self, params: Params) -> dict[str, jax.Array]:
+        """The likelihood's own parameters, by their names."""
+        return {name: params["net"][name] for name in self.likelihood.parameters}
+
+    def log_likelihood(self, params: Params, outputs: jax.Array, x: jax.Array) -> jax.Array:
+        """log p(x|z) in nats, [B], from the network's outputs for z."""
+        return self.likelihood.log_prob(outputs, x, **self.scalars(params))
+
+    def label_of(self, batch: Batch) -> jax.Array | None:
+        """The labels of a batch as the network takes them: None where it takes none."""
+        return batch["label"] if self.conditions else None
+
+    def asked_label(self, cond: Cond) -> jax.Array | None:
+        """The labels that samples are asked for: None where none are, or where there are none.
+
+        To a conditional network no label is one that belongs to no class.
+        """
+        return cond.get("label") if self.conditions else None

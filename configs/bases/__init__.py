@@ -1,0 +1,1 @@
+"""What the experiments of a family share: a config with every key, and named variants of it."""

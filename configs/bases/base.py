@@ -1,0 +1,152 @@
+"""What every experiment shares: the skeleton of its config, and how variants are applied to it."""
+
+import difflib
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+# {name: settings}. A name is a metric's, or any other with the metric under "metric"; settings
+# replace keys of `config.evaluation`, and under "sampling" keys of `config.sampling`.
+EVALUATIONS: dict[str, dict[str, Any]] = {
+    "examples": {},
+    "likelihood": {},
+    "diagnosis": {},
+    "reconstruction": {},
+    "fid": {},
+    "kid": {},
+    "precision_recall": {},
+    "inception_score": {},
+    "modes": {},
+    "diversity": {},
+    "memorisation": {},
+}
+
+# Seconds on a CPU: one small network, a few steps, every part of the loop once.
+SMOKE = {
+    "train.batch_size": 16,
+    "train.steps": 4,
+    "log.every": 2,
+    "log.eval_every": 4,
+    "log.sample_every": 4,
+    "log.first_sample": 0,
+    "log.samples": 16,
+    "checkpoint.every": 2,
+    "evaluation.examples": 32,
+    "evaluation.count": 32,
+    "evaluation.likelihood_count": 32,
+    "evaluation.at_end": False,
+    "evaluation.scheduled_count": 0,
+}
+
+
+def base() -> ConfigDict:
+    """What every experiment has, whatever its family."""
+    config = ConfigDict()
+    config.seed = 0
+    config.init_from = ""  # folder of a run, or of diffusers, whose weights this run starts from
+    config.data = ConfigDict(
+        {
+            "name": "",  # any of TFDS, or "digits", "stacked_mnist", "ring", "grid", "folder"
+            "data_dir": placeholder(str),  # of TFDS; None: $TFDS_DATA_DIR or ~/tensorflow_datasets
+            "path": placeholder(str),  # of "folder": a folder or .zip of images
+            "image_size": 0,  # 0: as they are
+            "crop": 0,  # side of a central square that is cut out first; 0: none
+            "in_memory": placeholder(bool),  # None: if the decoded data are under 2 GiB
+            "on_corrupt": "raise",  # or "skip"
+            "train_split": "train",  # or its first images: "train[:100]"
+            "test_split": "test",
+        }
+    )
+    config.augment = ConfigDict({"flip": False, "shift": 0, "rotation": 0.0, "scale": 0.0})
+    config.train = ConfigDict(
+        {
+            "batch_size": 128,  # global, as every number here
+            "steps": 10_000,
+            "sharding": "replicated",  # or "fsdp"
+            "max_skipped": 20,  # steps in a row with non-finite gradients before the run stops
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "name": "adam",
+            "learning_rate": 1e-3,
+            "schedule": "constant",
+            "warmup": 0,
+            "decay_steps": config.train.get_oneway_ref("steps"),
+            "decay_start": 0,  # step until which the rate is constant
+            "learning_rate_end": 0.0,  # from decay_steps on
+            "clip": 1.0,
+            "b1": 0.9,
+            "b2": 0.999,
+            "b2_end": 0.0,  # the end of b2, which follows the rate's schedule; 0: b2 is constant
+            "eps": 1e-8,
+            "momentum": 0.0,
+            "weight_decay": 0.0,
+        }
+    )
+    config.ema = ConfigDict({"half_life": 20_000.0, "ramp": 0.1})  # in images
+    config.log = ConfigDict(
+        {
+            "every": 100,
+            "eval_every": 1000,
+            "sample_every": 1000,
+            "first_sample": 0,  # step of one more picture, early in a run; 0: none
+            "samples": 100,
+        }
+    )
+    config.checkpoint = ConfigDict({"every": 1000, "keep": 2, "best": "", "best_mode": "min"})
+    config.evaluations = ConfigDict(EVALUATIONS)
+    config.evaluation = ConfigDict(
+        {
+            "network": "inception",  # of the features: or resnet56, lenet, stacked_lenet, digits
+            "weights": placeholder(str),  # its file; None: looked for in $AIGC_WEIGHTS
+            "count": 50_000,  # samples
+            "reference_split": "train",
+            "statistics": "",  # .npz of mu and sigma, to take the Fréchet distance to them instead
+            "manifold_count": 10_000,  # most images where all pairs are compared
+            "likelihood_count": 0,  # examples whose likelihood is bounded; 0: all
+            "at_end": False,  # evaluate at the end of training too, as by --mode=evaluate
+            # While training, every log.eval_every steps:
+            "examples": 0,  # of the test split; 0: all
+            "scheduled_count": 0,  # samples; 0: no metrics of samples
+        }
+    )
+    config.published = ()  # rows (metric, value, source)
+    return config
+
+
+def half_life(decay: float, batch_size: int) -> float:
+    """Images after which a weight counts half in an EMA of `decay` a step."""
+    return batch_size * math.log(0.5) / math.log(decay)
+
+
+def finish(
+    config: ConfigDict, variants: Mapping[str, Mapping[str, Any]], chosen: str
+) -> ConfigDict:
+    """Applies variants, "cosine+v", from left to right, and locks the config.
+
+    A variant is {"part.key": value}; where the value is a mapping it replaces the whole part, so
+    that a network or the evaluations may get other keys.
+
+    Raises:
+      LookupError: an unknown variant; it names the near misses.
+    """
+    for name in filter(None, chosen.split("+")):
+        if name not in variants:
+            near = difflib.get_close_matches(name, variants, n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            # No ValueError: config_flags would wrap it in a printed traceback.
+            raise LookupError(
+                f"unknown variant {name!r}: {hint}There are {', '.join(sorted(variants))}"
+            )
+        for key, value in variants[name].items():
+            if isinstance(value, Mapping):
+                *path, last = key.split(".")
+                functools.reduce(getattr, path, config)[last] = ConfigDict(value)
+            else:
+                config.update_from_flattened_dict({key: value})
+    return config.lock()
