@@ -7,24 +7,24 @@ import shutil
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Before jax is imported: these are read once.
+# Before jax is imported: these are read once. Compiling is most of what the tests do, and LLVM's
+# optimisation most of that: without it the same programs are there in half the time.
+FLAGS = " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-).strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the oracles are packages, never downloads
-# Features that an earlier version left behind would hide what a change does to them.
-os.environ["AIGC_CACHE"] = tempfile.mkdtemp(prefix="aigc-cache-")
-atexit.register(shutil.rmtree, os.environ["AIGC_CACHE"], ignore_errors=True)
+if "PYTEST_XDIST_WORKER" not in os.environ:  # whose processes inherit all this
+    os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + FLAGS).strip()
+    # Features that an earlier version left behind would hide what a change does to them.
+    os.environ["AIGC_CACHE"] = tempfile.mkdtemp(prefix="aigc-cache-")
+    atexit.register(shutil.rmtree, os.environ["AIGC_CACHE"], ignore_errors=True)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from places import SHARED  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-SHARED = pathlib.Path(os.environ.get("AIGC_SHARED", ROOT.parent / "shared"))
 
 
 @pytest.fixture(scope="session")

@@ -28,15 +28,29 @@ if __name__ == "__main__":
 
     del sys.modules["torch"]
 
-from aigc_jax.data.datasets import Dataset, DataSpec  # noqa: E402
+from aigc_jax.commands import common  # noqa: E402
+from aigc_jax.commands import train as command  # noqa: E402
+from aigc_jax.data.datasets import Dataset  # noqa: E402
 from aigc_jax.data.sources import ArraySource  # noqa: E402
-from aigc_jax.family import Family, Phase  # noqa: E402
-from aigc_jax.training import loop, rundir, sharding  # noqa: E402
+from aigc_jax.family import (  # noqa: E402
+    DataSpec,
+    Drawing,
+    Family,
+    Field,
+    Phase,
+    Variables,
+    View,
+)
+from aigc_jax.runs import folder as folders  # noqa: E402
+from aigc_jax.runs.examples import RealData  # noqa: E402
+from aigc_jax.training import sharding  # noqa: E402
 from aigc_jax.training.checkpoint import Checkpoints  # noqa: E402
 from aigc_jax.training.meter import Meter  # noqa: E402
+from aigc_jax.training.step import Recipe  # noqa: E402
 
 SIDE, WIDTH, LATENT, CLASSES = 4, 8, 8, 2
 PIXELS = SIDE * SIDE
+LABEL = Field("label", (), CLASSES)
 
 
 def dense(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
@@ -57,23 +71,26 @@ def apply(layers: Any, x: jax.Array) -> jax.Array:
 
 
 def flat(batch: Mapping[str, jax.Array]) -> jax.Array:
-    return batch["image"].reshape(-1, PIXELS)
+    return batch["x"].reshape(-1, PIXELS)
 
 
-def moved(extra: Any, name: str, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def updated(extra: Any, name: str, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """`extra` with its running mean `name` moved towards the batch's, as BatchNorm does."""
     return {**extra, name: 0.9 * extra[name] + 0.1 * flat(batch).mean(0)}
 
 
-def from_noise(player: str) -> Any:
-    """A sampler that decodes normal noise, shifted by the label, with one player."""
+def from_noise(player: str) -> Drawing:
+    """Decodes normal noise, shifted by the label, with one player."""
 
-    def one(params: Any, extra: Any, key: jax.Array, cond: Any) -> jax.Array:
-        z = jax.random.normal(key, (1, LATENT)) + cond.get("label", 0)
-        image = jnp.tanh(apply(params[player], z) + extra["mean"][None])
-        return image.reshape(SIDE, SIDE, 1)
+    def start(variables: Variables, keys: jax.Array, cond: Any) -> jax.Array:
+        z = jax.vmap(lambda key: jax.random.normal(key, (LATENT,)))(keys)
+        return z + cond["label"][:, None] if "label" in cond else z
 
-    return jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0)))
+    def finish(variables: Variables, z: jax.Array) -> jax.Array:
+        x = jnp.tanh(apply(variables.params[player], z) + variables.extra["mean"][None])
+        return x.reshape(-1, SIDE, SIDE, 1)
+
+    return Drawing(start, finish, conditions={"label": LABEL})
 
 
 def one_player(poison: float = 0.0) -> Family:
@@ -86,25 +103,30 @@ def one_player(poison: float = 0.0) -> Family:
         return {"net": mlp(key, LATENT, WIDTH, PIXELS)}, {"mean": jnp.zeros((PIXELS,))}
 
     def error(params: Any, extra: Any, batch: Any, key: jax.Array) -> jax.Array:
-        z = jax.random.normal(key, (batch["image"].shape[0], LATENT))
+        z = jax.random.normal(key, (batch["x"].shape[0], LATENT))
         return jnp.square(apply(params["net"], z) + extra["mean"][None] - flat(batch)).mean(1)
 
-    def loss(params: Any, extra: Any, batch: Any, key: jax.Array) -> Any:
-        value = error(params, extra, batch, key).mean()
+    def loss(view: View, batch: Any, key: jax.Array) -> Any:
+        value = error(view.params, view.extra, batch, key).mean()
         if poison:
-            value = jnp.where(batch["image"][0, 0, 0, 0] > poison, jnp.inf, value)
-        return value, ({"error": value}, moved(extra, "mean", batch))
+            value = jnp.where(batch["x"][0, 0, 0, 0] > poison, jnp.inf, value)
+        return value, ({"error": value}, updated(view.extra, "mean", batch))
 
-    def evaluate(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
-        return {"error": error(params, extra, batch, key)}
+    def evaluate(variables: Variables, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
+        return {"error": error(variables.params, variables.extra, batch, key)}
 
     return Family(
-        init, (Phase("net", loss),), from_noise("net"), evaluate, ("net",), num_classes=CLASSES
+        init,
+        (Phase("net", loss),),
+        evaluate,
+        averaged=("net",),
+        transferred=("mean",),
+        drawing=from_noise("net"),
     )
 
 
 def two_players() -> Family:
-    """Two critics on fresh reals, a lazy penalty, and a generator: all that the step can do."""
+    """Two critics on batches of their own, a lazy penalty, a generator: all that a step can do."""
 
     def init(key: jax.Array) -> tuple[Any, Any]:
         keys = jax.random.split(key)
@@ -114,37 +136,45 @@ def two_players() -> Family:
         }
         return params, {"mean": jnp.zeros((PIXELS,)), "real": jnp.zeros((PIXELS,))}
 
-    def fakes(params: Any, extra: Any, batch: Any, key: jax.Array) -> jax.Array:
-        z = jax.random.normal(key, (batch["image"].shape[0], LATENT))
-        return jnp.tanh(apply(params["generator"], z) + extra["mean"][None])
+    def fakes(view: View, batch: Any, key: jax.Array) -> jax.Array:
+        z = jax.random.normal(key, (batch["x"].shape[0], LATENT))
+        return jnp.tanh(apply(view.params["generator"], z) + view.extra["mean"][None])
 
-    def critic(params: Any, extra: Any, batch: Any, key: jax.Array) -> Any:
-        real = apply(params["discriminator"], flat(batch))
-        fake = apply(params["discriminator"], fakes(params, extra, batch, key))
+    def critic_loss(view: View, batch: Any, key: jax.Array) -> Any:
+        real = apply(view.params["discriminator"], flat(batch))
+        fake = apply(view.params["discriminator"], fakes(view, batch, key))
         loss = (jax.nn.softplus(-real) + jax.nn.softplus(fake)).mean()
-        return loss, ({"seen": batch["image"].mean()}, moved(extra, "real", batch))
+        return loss, ({"mean": batch["x"].mean()}, updated(view.extra, "real", batch))
 
-    def penalty(params: Any, extra: Any, batch: Any, key: jax.Array) -> Any:
+    def penalty(view: View, batch: Any, key: jax.Array) -> Any:
         def logit(x: jax.Array) -> jax.Array:
-            return apply(params["discriminator"], x[None])[0, 0]
+            return apply(view.params["discriminator"], x[None])[0, 0]
 
         grads = jax.vmap(jax.grad(logit))(flat(batch))
-        return jnp.square(grads).sum(1).mean(), ({}, extra)
+        return jnp.square(grads).sum(1).mean(), ({}, view.extra)
 
-    def generator(params: Any, extra: Any, batch: Any, key: jax.Array) -> Any:
-        fake = apply(params["discriminator"], fakes(params, extra, batch, key))
-        return jax.nn.softplus(-fake).mean(), ({}, moved(extra, "mean", batch))
+    def generator_loss(view: View, batch: Any, key: jax.Array) -> Any:
+        fake = apply(view.params["discriminator"], fakes(view, batch, key))
+        return jax.nn.softplus(-fake).mean(), ({}, updated(view.extra, "mean", batch))
 
-    def evaluate(params: Any, extra: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
-        return {"error": apply(params["discriminator"], flat(batch))[:, 0]}
+    def evaluate(variables: Variables, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
+        return {"error": apply(variables.params["discriminator"], flat(batch))[:, 0]}
 
     phases = (
-        Phase("discriminator", critic, name="critic0"),
-        Phase("discriminator", critic, name="critic1"),
+        Phase("discriminator", critic_loss, name="critic0"),
+        Phase("discriminator", critic_loss, name="critic1"),
         Phase("discriminator", penalty, every=4, name="r1"),
-        Phase("generator", generator),
+        Phase("generator", generator_loss),
     )
-    return Family(init, phases, from_noise("generator"), evaluate, ("generator",), fresh=2)
+    return Family(
+        init,
+        phases,
+        evaluate,
+        averaged=("generator",),
+        batches_per_step=2,
+        transferred=("mean",),
+        drawing=from_noise("generator"),
+    )
 
 
 FAMILIES = {"one": one_player, "two": two_players}
@@ -159,8 +189,10 @@ def dataset(rows: int = 64) -> Dataset:
         return ArraySource(images, np.arange(n, dtype=np.int32) % CLASSES)
 
     sources = {"train": source(rows), "test": source(20)}
-    spec = DataSpec((SIDE, SIDE, 1), CLASSES, {k: len(v) for k, v in sources.items()})
-    return Dataset(spec, sources)
+    return Dataset(SPEC._replace(sizes={k: len(v) for k, v in sources.items()}), sources)
+
+
+SPEC = DataSpec({"x": Field("image", (SIDE, SIDE, 1))}, {"label": LABEL}, {})
 
 
 def optimizer(name: str = "sgd", **changes: Any) -> dict[str, Any]:
@@ -178,9 +210,10 @@ def config(family: str = "one", changes: Mapping[str, Any] | None = None) -> dic
         "train": {"batch_size": 16, "steps": 6, "sharding": "replicated", "max_skipped": 3},
         "optimizer": optimizer("adam"),
         "ema": {"half_life": 64.0, "ramp": 0.0},
-        "log": {"every": 1, "eval_every": 3, "sample_every": 3, "samples": 6},
+        "log": {"every": 1, "eval_every": 3, "sample_every": 3, "samples": 6, "first_sample": 0},
         "checkpoint": {"every": 2, "keep": 2, "best": "test/error", "best_mode": "min"},
-        "evaluations": (),
+        "evaluations": {},
+        "init_from": "",
         "evaluation": {"examples": 0, "scheduled_count": 0},
         "sampling": {"steps": 10},
     }
@@ -199,11 +232,19 @@ def train(
     workdir: pathlib.Path,
     family: str | Family = "one",
     changes: Mapping[str, Any] | None = None,
+    data: Dataset | None = None,
     **more: Any,
 ) -> Any:
-    """`loop.train` of a toy, by name, or of a family of one player on images like the toys'."""
+    """A run of a toy, by name, or of a family of one player on images like the toys'."""
     name, made = (family, FAMILIES[family]()) if isinstance(family, str) else ("one", family)
-    return loop.train(config(name, changes), workdir, made, dataset(), **more)
+    setting = config(name, changes)
+    real = RealData("toy", data or dataset(), "train", "test", setting["train"]["batch_size"])
+    return command.fit(setting, workdir, made, real, **more)
+
+
+def recipe_of(family: Family, setting: Mapping[str, Any]) -> Recipe:
+    """What a config's sections make of a family on images like the toys'."""
+    return common.recipe_of(setting, family, SPEC)
 
 
 def resumed(folder: pathlib.Path, family: Family, stop: int, steps: int) -> tuple[Any, Any]:
@@ -217,7 +258,7 @@ def resumed(folder: pathlib.Path, family: Family, stop: int, steps: int) -> tupl
 
 def target(family: str = "one", mode: str = "replicated", devices: int = 8) -> Any:
     """What a restore of a toy's state aims at."""
-    plan = loop.recipe(config(family), FAMILIES[family]())
+    plan = recipe_of(FAMILIES[family](), config(family))
     return sharding.abstract_state(plan, sharding.make_mesh(jax.devices()[:devices]), mode)
 
 
@@ -256,8 +297,8 @@ def saved(workdir: pathlib.Path, step: int, family: str = "one") -> Any:
 
 def environment(devices: int = 8) -> dict[str, str]:
     """Of a child process."""
-    flag = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
 def run(*arguments: str, devices: int = 8) -> subprocess.CompletedProcess:
@@ -317,7 +358,7 @@ def main(family: str, workdir: str, *settings: str) -> None:
         state = train(pathlib.Path(workdir), family, changes)
     except (RuntimeError, ValueError) as error:  # as launch.py does
         raise SystemExit(f"toys.py: {error}") from None
-    print("last step", int(state.step), rundir.read(pathlib.Path(workdir), "config.json")["seed"])
+    print("last step", int(state.step), folders.read(pathlib.Path(workdir), "config.json")["seed"])
 
 
 if __name__ == "__main__":

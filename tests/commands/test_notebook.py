@@ -1,0 +1,17 @@
+"""The cells of the notebook, in order, in a process of their own as a notebook has one."""
+
+import json
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def test_notebook_runs_and_holds_no_outputs(command, tmp_path, monkeypatch):
+    notebook = json.loads((ROOT / "notebooks" / "quickstart.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] for cell in cells)
+    program = "\n".join("".join(cell["source"]) for cell in cells) + "\nassert path.is_file()\n"
+    folders = {"RUNS": str(tmp_path), "TFDS_DATA_DIR": str(tmp_path / "tfds")}
+    done = command(program=("-c", program), environment={"VARIANT": "smoke", **folders})
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits", "digits-v", "tfds"]

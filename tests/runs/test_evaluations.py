@@ -1,0 +1,158 @@
+"""Which evaluations a config asks for, and what is refused before any work."""
+
+import pytest
+import specs
+import toys
+
+from aigc_jax.data import datasets
+from aigc_jax.runs import evaluations
+from aigc_jax.runs.examples import RealData
+from aigc_jax.runs.extractors import FeatureExtractors
+from aigc_jax.training import sharding
+
+SETTINGS = {
+    "network": "digits",
+    "weights": None,
+    "count": 500,
+    "reference_split": "train",
+    "statistics": "",
+    "manifold_count": 100,
+    "likelihood_count": 30,
+    "at_end": True,
+    "examples": 20,
+    "scheduled_count": 0,
+}
+DIGITS = RealData("digits", datasets.load("digits"), "train", "test", 40)
+RING = RealData("ring", datasets.Dataset(specs.points(), {"train": [], "test": []}), *DIGITS[2:])
+SAMPLING = {"sampler": "ancestral", "steps": 100}
+
+
+def plan(given, **changes):
+    return {e.name: e for e in evaluations.plan(given, SETTINGS | changes)}
+
+
+def test_an_evaluation_is_a_metric_with_settings_of_its_own():
+    found = plan(
+        {
+            "fid": {},
+            "fid_fast": {"metric": "fid", "sampling": {"steps": 5}, "count": 50},
+            "likelihood": {},
+            "examples": {},
+        }
+    )
+    usual, fast = found["fid"], found["fid_fast"]
+    assert (usual.metric, usual.label, usual.count, usual.sampling) == ("fid", "", 500, {})
+    assert (fast.metric, fast.label, fast.count) == ("fid", "fid_fast", 50)
+    assert fast.sampling == {"steps": 5}
+    assert usual.settings == SETTINGS
+    assert fast.settings == SETTINGS | {"count": 50}
+    assert (found["likelihood"].limit, found["examples"].limit) == (30, 0)
+    assert [e.name for e in found.values() if e.draws] == ["fid", "fid_fast"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kidd": {}}, r"evaluations.kidd.metric is one of .*, not 'kidd'; did you mean 'kid'"),
+        ({"a": {"metric": "fidd"}}, r"evaluations.a.metric is .*not 'fidd'; did you mean 'fid'"),
+        ({"fid": {"cout": 5}}, r"setting of evaluations.fid .*not 'cout'; did you mean 'count'"),
+        ({"fid": {"at_end": True}}, r"setting of evaluations.fid is one of .*, not 'at_end'"),
+        ({"examples": {"sampling": {"steps": 5}}}, "'examples' takes no samples"),
+        (("fid", "kid"), r"gives each evaluation its settings, such as \{'fid': \{\}\}"),
+        ({"fid": "digits"}, r"evaluations.fid is a mapping of settings, not 'digits'"),
+    ],
+)
+def test_a_wrong_name_or_setting_is_told_the_near_one(given, message):
+    with pytest.raises(ValueError, match=message):
+        plan(given)
+
+
+def test_a_schedule_has_losses_and_a_few_samples():
+    planned = plan({"fid": {}, "kid": {"scheduled_count": 40}, "likelihood": {}})
+    found = evaluations.scheduled(tuple(planned.values()), SETTINGS)
+    assert [(e.name, e.count, e.limit) for e in found] == [
+        ("examples", 0, 20),
+        ("diagnosis", 0, 20),
+        ("kid", 40, 0),
+    ]
+    settings = SETTINGS | {"scheduled_count": 70}
+    planned = evaluations.plan({"examples": {"examples": 8}, "fid": {}}, settings)
+    found = evaluations.scheduled(planned, settings)
+    assert [(e.name, e.count, e.limit) for e in found] == [
+        ("examples", 0, 8),
+        ("diagnosis", 0, 20),
+        ("fid", 70, 0),
+    ]
+
+
+def test_splits_that_samples_are_compared_with_are_named():
+    planned = plan({"fid": {}, "kid": {"reference_split": "test"}, "examples": {}})
+    assert evaluations.splits(planned.values()) == ("train", "test")
+    assert evaluations.splits(plan({"examples": {}}).values()) == ()
+
+
+def check(given, data=DIGITS, family=None, rebuild=None, **changes):
+    evaluations.check(
+        evaluations.plan(given, SETTINGS | changes),
+        family or toys.one_player(),
+        data,
+        sampling=SAMPLING,
+        rebuild=rebuild or (lambda sampling: toys.one_player()),
+        extractors=FeatureExtractors(sharding.make_mesh()),
+    )
+
+
+def test_what_can_be_judged_passes():
+    check({"fid": {}, "examples": {}})
+    check({"mixture": {}}, RING)
+    check({"examples": {}}, network="inception", count=1)  # none of which it needs
+
+
+@pytest.mark.parametrize(
+    ("given", "changes", "message"),
+    [
+        ({"fid": {}}, {"count": 1}, "at least 2 samples to judge, not 1"),
+        ({"fid": {"network": "lenet"}}, {}, "'lenet' takes images of 28x28x1, not 8x8x1"),
+        ({"kid": {}}, {"network": "digit"}, "is one of .*, not 'digit'; did you mean 'digits'"),
+        ({"kid": {}}, {"reference_split": "val"}, "reference_split of kid is one of train, test"),
+        ({"fid": {"sampling": {"step": 5}}}, {}, "sampling is .*not 'step'; did you mean 'step"),
+        ({"mixture": {}}, {}, "'mixture' judges samples of ring and grid, not of 'digits'"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(given, changes, message):
+    with pytest.raises(ValueError, match=message):
+        check(given, **changes)
+
+
+def test_points_are_not_judged_as_images():
+    with pytest.raises(
+        ValueError, match=r"'fid' judges images .* 'ring' holds points: ask for mix"
+    ):
+        check({"fid": {}}, RING)
+
+
+def test_missing_files_are_missed_before_any_work(monkeypatch, tmp_path):
+    monkeypatch.delenv("AIGC_WEIGHTS", raising=False)
+    with pytest.raises(FileNotFoundError, match="no weights of feature network 'inception'"):
+        check({"fid": {}}, network="inception")
+    with pytest.raises(FileNotFoundError, match=r"no statistics at .*absent.npz"):
+        check({"fid": {}}, statistics=str(tmp_path / "absent.npz"))
+
+
+def test_a_sampler_that_cannot_be_built_is_refused_before_any_work():
+    def rebuild(sampling):
+        assert sampling == {"sampler": "ddimm"}
+        raise ValueError("sampling.sampler is ancestral or ddim")
+
+    with pytest.raises(ValueError, match="ancestral or ddim"):
+        check({"a": {"metric": "fid", "sampling": {"sampler": "ddimm"}}}, rebuild=rebuild)
+
+
+def test_a_family_that_draws_nothing_has_no_metrics_of_samples():
+    family = toys.one_player()._replace(drawing=None)
+    check({"examples": {}}, family=family)
+    with pytest.raises(ValueError, match=r"draws none from noise: use --mode=tr.*ask for fid, b$"):
+        check({"fid": {}, "b": {"metric": "kid"}, "examples": {}}, family=family)
+    evaluations.check_draws(family, [])
+    with pytest.raises(ValueError, match="do not ask for samples"):
+        evaluations.check_draws(family, ["samples"])

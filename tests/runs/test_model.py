@@ -1,0 +1,128 @@
+"""A model without its trainer: what is read, in which precision, and what was prepared for it."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+from aigc_jax.family import Codec
+from aigc_jax.runs import folder as folders
+from aigc_jax.runs import model as models
+from aigc_jax.training import checkpoint
+
+QUIET = {"log.eval_every": 0, "log.sample_every": 0, "checkpoint.best": "", "train.steps": 2}
+
+
+def test_only_what_samples_need_is_read(whole_runs, monkeypatch):
+    asked, read = [], checkpoint._read_partially
+
+    def watched(folder, target):
+        asked.append(target)
+        return read(folder, target)
+
+    monkeypatch.setattr(checkpoint, "_read_partially", watched)
+    workdir, state = whole_runs["two"]
+    variables, _, step = models.restore(workdir, toys.two_players())
+    assert step == 6
+    (target,) = asked
+    assert {name: set(part) for name, part in target.items()} == {
+        "params": {"discriminator"},
+        "ema": {"generator"},
+        "extra": {"mean"},  # the critic's running mean belongs to training
+    }
+    expected = {"discriminator": state.params["discriminator"], "generator": state.ema["generator"]}
+    assert toys.same(variables.params, expected)
+    assert toys.same(variables.extra["mean"], state.extra["mean"])
+    raw, _, step = models.restore(workdir, toys.two_players(), 4, raw=True)
+    assert step == 4
+    assert toys.same(raw.params, toys.saved(workdir, 4, "two").params)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(whole_runs, tmp_path, capsys):
+    import shutil
+
+    copy = shutil.copytree(whole_runs["one"][0], tmp_path / "run")
+    for path in (copy / "checkpoints" / "00000006" / "state" / "d").iterdir():
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)
+    variables, _, step = models.restore(copy, toys.one_player())
+    assert step == 4
+    assert toys.same(variables.params["net"], toys.saved(copy, 4).ema["net"])
+    assert "passed over" in capsys.readouterr().out
+
+
+def test_a_cast_changes_floating_leaves_alone():
+    tree = {"w": jnp.ones(3), "n": jnp.arange(3)}
+    cast = models.cast(tree, jnp.bfloat16)
+    assert (cast["w"].dtype, cast["n"].dtype) == (jnp.bfloat16, jnp.int32)
+
+
+def preparing(calls):
+    """The toy of one player whose samples need the mean of its codes."""
+    made = toys.one_player()
+
+    def prepare(variables, codes):
+        calls.append(variables)
+        return {"mean code": codes()["mean"].mean(0), "bias": variables.params["net"][-1]["bias"]}
+
+    codec = Codec(lambda variables, batch: {"mean": toys.flat(batch)}, None, lambda codes: ({}, ""))
+    drawing = made.drawing._replace(prepare=prepare, prepared_as="mean code")
+    return made._replace(drawing=drawing, codec=codec)
+
+
+def test_what_is_prepared_is_stored_with_the_checkpoint_and_needs_no_data(tmp_path):
+    calls = []
+    state = toys.train(tmp_path, preparing(calls), QUIET)
+    assert len(calls) == 1  # one checkpoint
+    train = toys.dataset().sources["train"].x.astype(np.float32) / 127.5 - 1
+    family = preparing(calls)
+    variables, stored, _ = models.restore(tmp_path, family)
+    assert stored[0] == "mean code"
+    variables = models.prepared(family, variables, stored, None)
+    assert len(calls) == 1  # read, not computed
+    mean = variables.prepared["mean code"]
+    np.testing.assert_allclose(mean, train.reshape(len(train), -1).mean(0), atol=1e-5)
+    assert toys.same(variables.prepared["bias"], state.ema["net"][-1]["bias"])
+
+
+def test_what_was_prepared_otherwise_or_for_averages_is_computed_anew(tmp_path):
+    calls = []
+    toys.train(tmp_path, preparing(calls), QUIET)
+    family = preparing(calls)
+    renamed = family._replace(drawing=family.drawing._replace(prepared_as="of other settings"))
+    given = {"mean": np.ones((4, toys.PIXELS), np.float32)}
+    for made, raw in ((renamed, False), (family, True)):
+        variables, stored, _ = models.restore(tmp_path, made, raw=raw)
+        calls.clear()
+        assert models.prepared(made, variables, stored, None).prepared == {}  # no data at hand
+        found = models.prepared(made, variables, stored, lambda family, variables: given)
+        np.testing.assert_array_equal(found.prepared["mean code"], np.ones(toys.PIXELS))
+        assert toys.same(found.prepared["bias"], variables.params["net"][-1]["bias"])
+        assert len(calls) == 2
+
+
+def test_a_run_of_an_earlier_version_says_so_in_one_line(tmp_path):
+    old = {"image_shape": [8, 8, 1], "num_classes": 10, "splits": {"train": 9}}
+    (tmp_path / "spec.json").write_text(str(old).replace("'", '"'))
+    (tmp_path / "config.json").write_text('{"family": "vae"}')
+    with pytest.raises(
+        ValueError, match=r"earlier version.*train it again.*commit 075cb69"
+    ) as told:
+        folders.read_spec(tmp_path)
+    assert len(str(told.value).splitlines()) == 1
+    with pytest.raises(ValueError, match="earlier version"):
+        folders.check_same(tmp_path, {"family": "vae"})
+
+
+def test_a_spec_is_read_as_it_was_written(tmp_path):
+    folders.write_spec(tmp_path, toys.dataset().spec)
+    assert folders.read_spec(tmp_path) == toys.dataset().spec
+
+
+def test_a_place_without_checkpoints_is_an_error_that_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoints in .*: train first"):
+        models.restore(tmp_path, toys.one_player())
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+        models.restore(tmp_path, toys.one_player())

@@ -1,0 +1,22 @@
+"""Descriptions of data for tests, in one line each."""
+
+from collections.abc import Mapping
+
+from aigc_jax.family import DataSpec, Field
+
+
+def images(
+    shape: tuple[int, ...],
+    classes: int = 0,
+    sizes: Mapping[str, int] | None = None,
+    domains: int = 1,
+) -> DataSpec:
+    """Images of one shape, of `classes` labels (0: none), in one domain or two."""
+    fields = dict.fromkeys(("x", "other")[:domains], Field("image", shape))
+    conditions = {"label": Field("label", (), classes)} if classes else {}
+    return DataSpec(fields, conditions, dict(sizes or {}))
+
+
+def points(sizes: Mapping[str, int] | None = None) -> DataSpec:
+    """Points in the plane."""
+    return DataSpec({"x": Field("points", (2,))}, {}, dict(sizes or {}))

@@ -1,0 +1,118 @@
+"""One device or eight, replicated or split, one process or two: the same numbers."""
+
+import itertools
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import toys
+from PIL import Image
+
+from aigc_jax.data import loader
+from aigc_jax.training import sharding
+from aigc_jax.training.step import active_phases
+
+
+def mesh_of(devices):
+    return sharding.make_mesh(jax.devices()[:devices])
+
+
+def close(a, b):
+    """Whether two trees agree but for the order of sums: a few units in float32's last place."""
+    for x, y in zip(toys.arrays(a), toys.arrays(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6)
+
+
+def steps(devices, mode, count=5):
+    """State and metrics after some steps with SGD (Adam would blow up noise near zero)."""
+    family = toys.two_players()
+    config = toys.config("two", {"optimizer": toys.optimizer("sgd", momentum=0.9, clip=1.0)})
+    plan, mesh = toys.recipe_of(family, config), mesh_of(devices)
+    target = sharding.abstract_state(plan, mesh, mode)
+    state = sharding.new_state(plan, target, 0)
+    run = sharding.compile_step(plan, mesh, target, {})
+    source = toys.dataset().sources["train"]
+    batches = loader.batches(source, batch_size=16, seed=0, batches_per_step=2)
+    shown = []
+    for step, batch in enumerate(itertools.islice(batches, count)):
+        before = state
+        batch = sharding.put(mesh, batch, axis=1)
+        with jax.transfer_guard("disallow"):
+            state, metrics = run(active_phases(family, step), state, {}, batch)
+        assert all(x.is_deleted() for x in jax.tree.leaves(before.params))  # donated
+        shown.append(metrics)
+    batches.close()
+    return state, shown
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return steps(1, "replicated")
+
+
+@pytest.mark.parametrize("mode", ["replicated", "fsdp"])
+def test_eight_devices_train_as_one(one_device, mode, monkeypatch):
+    monkeypatch.setattr(sharding, "MIN_SPLIT_SIZE", 8)
+    state, metrics = steps(8, mode)
+    close((state, metrics), one_device)
+    kernels = [tree["generator"][0]["kernel"] for tree in (state.params, state.ema)]
+    kernels.append(jax.tree.leaves(state.opt["generator"])[1])
+    for kernel in kernels:
+        assert len(kernel.sharding.device_set) == 8
+        assert kernel.sharding.is_fully_replicated == (mode == "replicated")
+
+
+def test_fsdp_splits_the_largest_axis_that_divides_and_leaves_small_leaves_whole():
+    mesh = mesh_of(8)
+    shapes = {"wide": (64, 512), "odd": (24, 1001), "prime": (131, 127), "small": (8, 8)}
+    tree = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    specs = {k: s.spec for k, s in sharding.state_sharding(mesh, tree, "fsdp").items()}
+    P = jax.sharding.PartitionSpec
+    assert specs == {"wide": P(None, "data"), "odd": P("data"), "prime": P(), "small": P()}
+    with pytest.raises(ValueError, match="replicated, fsdp, not 'zero'"):
+        sharding.state_sharding(mesh, tree, "zero")
+
+
+@pytest.mark.parametrize("batch_size", [4, 12, 20, 0])
+def test_a_batch_that_does_not_divide_is_an_error_before_anything_is_written(tmp_path, batch_size):
+    with pytest.raises(
+        ValueError, match=r"does not divide over 8 devices; set .* to a multiple of 8"
+    ):
+        toys.train(tmp_path / "run", changes={"train.batch_size": batch_size})
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_train_save_and_draw_as_one(tmp_path, whole_runs):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(toys.ROOT / "tests" / "toys.py"), "one", str(tmp_path)]
+    runs = [
+        subprocess.Popen(
+            [*command, f"process={i}", f"port={port}"],
+            env=toys.environment(4),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    said = [run.communicate(timeout=120)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], "\n".join(said)
+    assert "on 8 cpu device(s)" in said[0]
+    assert "step 6/6" not in said[1]  # the first process speaks for all
+
+    whole, state = whole_runs["one"]
+    close(toys.saved(tmp_path, 6), state)
+    ours, theirs = toys.rows(tmp_path), toys.rows(whole)
+    assert [row.keys() for row in ours] == [row.keys() for row in theirs]
+    for ours_row, theirs_row in zip(ours, theirs, strict=True):
+        assert ours_row == pytest.approx(theirs_row, rel=1e-5, abs=1e-6)
+    grids = [np.asarray(Image.open(w / "samples" / "00000006.png"), int) for w in (tmp_path, whole)]
+    assert np.abs(grids[0] - grids[1]).max() <= 1
+    for folder in ("checkpoints", "best"):
+        names = sorted(p.name for p in (tmp_path / folder).iterdir())
+        assert names == sorted(p.name for p in (whole / folder).iterdir())
