@@ -60,6 +60,13 @@ def run(
             continue
         with files.replacing(paths[-1]) as partial, partial.open("wb") as file:
             np.savez(file, **found)  # given a name, it would add a suffix of its own
-        about = f"shift {found['shift']:.4g}, scale {found['scale']:.4g}"
-        print(f"codes {found['mean'].shape} of {split}, {about}: {paths[-1]}", flush=True)
+        print(f"codes of {split}, {described(found)}: {paths[-1]}", flush=True)
     return paths
+
+
+def described(found: Mapping[str, np.ndarray]) -> str:
+    """Codes in words: "mean [296, 4], logvar [296, 4], shift 0.1, scale 0.9"."""
+    return ", ".join(
+        f"{name} {list(value.shape)}" if value.ndim else f"{name} {value:.4g}"
+        for name, value in found.items()
+    )

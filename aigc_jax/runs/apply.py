@@ -124,9 +124,9 @@ def encode_split(model: Model, data: examples.RealData, split: str) -> dict[str,
     """The codes of a split, and what latent diffusion needs to know of them.
 
     Returns:
-      {"mean": [N, ...], "logvar": [N, ...], "label": int [N] where the data have labels,
-      "shift": float, "scale": float}: (z - shift) * scale has mean 0 and deviation 1 (Rombach et
-      al. 2022, arXiv:2112.10752, appendix G), z being drawn from the posterior.
+      What `Codec.encode` gives, [N, ...], and "label" int [N] where the data have labels. Of a
+      posterior, {"mean", "logvar"}, also "shift" and "scale", floats: (z - shift) * scale has mean
+      0 and deviation 1 (Rombach et al. 2022, arXiv:2112.10752, appendix G), z being drawn from it.
 
     Raises:
       ValueError: data of another shape than the model's, no encoder.
@@ -135,9 +135,11 @@ def encode_split(model: Model, data: examples.RealData, split: str) -> dict[str,
     _check_shape(model, data.spec.shape)
     batches = examples.examples(data, sharding.make_mesh(), split=split, bar=True)
     found = examples.codes(model.family, model.variables, batches)
-    variance = found["mean"].var(dtype=np.float64) + np.exp(found["logvar"]).mean(dtype=np.float64)
-    found["shift"] = np.float32(found["mean"].mean(dtype=np.float64))
-    found["scale"] = np.float32(variance**-0.5)
+    if "logvar" in found:
+        mean, noise = found["mean"], np.exp(found["logvar"])
+        found["shift"] = np.float32(mean.mean(dtype=np.float64))
+        variance = mean.var(dtype=np.float64) + noise.mean(dtype=np.float64)
+        found["scale"] = np.float32(variance**-0.5)
     if data.spec.classes:
         source = data.dataset.sources[split]
         found["label"] = source.fetch(np.arange(len(source)))["label"]

@@ -131,6 +131,17 @@ def test_a_splits_codes_come_with_the_scale_that_makes_them_standard(model, data
     assert scaled.std() == pytest.approx(1, abs=0.03)  # of all dimensions, less their own means
 
 
+def test_codes_that_are_indices_have_no_scale(dataset):
+    def encode(variables, batch):
+        return {"index": batch["x"][:, :2, :2, 0] > 0}
+
+    made = toy(Codec(encode, lambda v, z, cond: z, None), x=Field("image", (8, 8, 1)))
+    data = RealData("digits", dataset, "train", "test", 8)
+    found = apply.encode_split(made, data, "test")
+    assert found.keys() == {"index", "label"}
+    assert found["index"].shape == (296, 2, 2)
+
+
 def test_every_image_of_a_folder_is_denoised_under_its_own_name(model, pixels, tmp_path):
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for i, image in enumerate(pixels(3)):
