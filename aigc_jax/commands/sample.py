@@ -139,14 +139,8 @@ def run(
         shown = figures.figures(model.family, model.variables, mesh, seed, model.spec.kind)
 
     folder = pathlib.Path(output) if output else workdir / "generated"
-    words = [
-        f"step{model.step:08d}",
-        f"seed{seed}",
-        f"n{count}",
-        *["raw"] * raw,
-        *filter(None, [dtype]),
-    ]
-    name = "-".join([*words, *different])
+    words = [f"step{model.step:08d}", f"seed{seed}", f"n{count}", *["raw"] * raw]
+    name = "-".join([*words, *filter(None, [dtype]), *different])
     path = folder / f"{name}.png"
     if jax.process_index() > 0:  # the first process writes for all
         return path

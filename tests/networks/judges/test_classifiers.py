@@ -1,8 +1,8 @@
 """The classifiers reach the accuracies that their weights are known for."""
 
-import conftest
 import jax
 import numpy as np
+import places
 import pytest
 
 from aigc_jax.data import datasets
@@ -13,7 +13,7 @@ BATCH = 500
 
 
 def weights(name):
-    path = conftest.SHARED / "weights" / name
+    path = places.SHARED / "weights" / name
     if not path.is_file():
         pytest.skip(f"no {path} (set AIGC_SHARED)")
     return torch_file.read(path)
