@@ -158,7 +158,7 @@ def test_randomness_differs_by_step_and_phase_and_repeats_with_the_key():
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_what_is_not_finite_is_skipped_and_counted_and_changes_nothing_else(bad):
-    recipe, state, batch = setup("one")
+    recipe, state, batch = setup("one", ema={"half_life": 16.0, "ramp": 0.0})  # decay 1/2: exact
     plain = recipe.family.phases[0].loss
 
     def loss(view, batch, key):
@@ -171,9 +171,7 @@ def test_what_is_not_finite_is_skipped_and_counted_and_changes_nothing_else(bad)
     broken = recipe._replace(family=recipe.family._replace(phases=(Phase("net", loss),)))
     step = jitted(broken, (0,))
     after, metrics = step(state, batch)
-    # An average of equal numbers may differ from them by a rounding.
-    assert changed(state, after) - {"ema/net"} == {"step", "skipped", "skipped_in_row"}
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-7), after.ema, state.ema)
+    assert changed(state, after) == {"step", "skipped", "skipped_in_row"}
     assert np.isfinite(metrics["net/loss"]) == (bad == "gradient")
     after, _ = step(after, batch)
     assert (int(after.skipped), int(after.skipped_in_row)) == (2, 2)
