@@ -6,10 +6,11 @@ import pathlib
 import shutil
 import tempfile
 
+from places import QUICK_XLA, SHARED
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Before jax is imported: these are read once. Compiling is most of what the tests do, and LLVM's
-# optimisation most of that: without it the same programs are there in half the time.
-FLAGS = " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# Before jax is imported: these are read once.
+FLAGS = f" --xla_force_host_platform_device_count=8 {QUICK_XLA}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -22,7 +23,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # whose processes inherit all this
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
-from places import SHARED  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

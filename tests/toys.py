@@ -19,14 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from places import QUICK_XLA
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    sys.modules["torch"] = None  # tensorboardX would spend two seconds on importing it
-    import tensorboardX  # noqa: F401
-
-    del sys.modules["torch"]
 
 from aigc_jax.commands import common  # noqa: E402
 from aigc_jax.commands import train as command  # noqa: E402
@@ -297,7 +294,7 @@ def saved(workdir: pathlib.Path, step: int, family: str = "one") -> Any:
 
 def environment(devices: int = 8) -> dict[str, str]:
     """Of a child process."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count={devices} {QUICK_XLA}"
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 

@@ -35,20 +35,22 @@ def digest(tree: Any) -> list[jax.Array]:
     modulo 2^32; integer sums do not depend on their order.
     """
 
-    def of(leaf: jax.Array) -> jax.Array:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        if leaf.dtype == jnp.bool_:
-            leaf = leaf.astype(jnp.uint8)
-        unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[min(leaf.dtype.itemsize, 4)]
-        words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-        position = jnp.zeros(words.shape, jnp.uint32)
-        for axis in range(words.ndim):
-            index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-            position = position * jnp.uint32(0x01000193) + index
-        return jnp.sum(words * (2 * position + 1), dtype=jnp.uint32)
+    return [_digest_of_leaf(leaf) for leaf in jax.tree.leaves(tree)]
 
-    return [of(leaf) for leaf in jax.tree.leaves(tree)]
+
+@jax.jit  # so that leaves of one shape are traced and lowered once
+def _digest_of_leaf(leaf: jax.Array) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if leaf.dtype == jnp.bool_:
+        leaf = leaf.astype(jnp.uint8)
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[min(leaf.dtype.itemsize, 4)]
+    words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+    position = jnp.zeros(words.shape, jnp.uint32)
+    for axis in range(words.ndim):
+        index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        position = position * jnp.uint32(0x01000193) + index
+    return jnp.sum(words * (2 * position + 1), dtype=jnp.uint32)
 
 
 def digests(tree: Any) -> dict[str, int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from aigc_jax import modalities, streams
+from aigc_jax import modalities
 from aigc_jax.family import Batch, DataSpec, Family
 from aigc_jax.training import optimizers
 from aigc_jax.training.step import Recipe, ema_decay
@@ -30,10 +30,9 @@ def recipe(
       ema: `half_life` and `ramp`; see `step.ema_decay`.
       augment: settings of the modality's `augment`.
     """
-    players = jax.eval_shape(family.init, streams.init(0)[0])[0].keys()
-    updates = {
-        p: sum(1 / phase.every for phase in family.phases if phase.player == p) for p in players
-    }
+    updates: dict[str, float] = {}  # of each player, a step
+    for phase in family.phases:
+        updates[phase.player] = updates.get(phase.player, 0.0) + 1 / phase.every
 
     def prepare(batch: Batch, keys: Mapping[str, jax.Array]) -> Batch:
         return modalities.augment_batch(spec, batch, keys, dict(augment))

@@ -11,10 +11,19 @@ from typing import Any
 import jax
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from aigc_jax import files
+
+# tensorboardX imports torch, where there is one, to take tensors that it is never given here: two
+# seconds of each start.
+_hidden = {} if "torch" in sys.modules else {"torch": None}
+sys.modules.update(_hidden)
+try:
+    from tensorboardX import SummaryWriter
+finally:
+    for _name in _hidden:
+        del sys.modules[_name]
 
 
 class Writer:

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from places import QUICK_XLA
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# One device and no optimisation by LLVM: compiling is nearly all that these processes do.
-QUICK = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+QUICK = os.environ | {"XLA_FLAGS": QUICK_XLA}  # and one device
 
 
 @pytest.fixture(scope="session")
