@@ -156,7 +156,7 @@ def test_an_example_depends_on_its_place_and_its_key_alone():
 
 
 def test_what_a_part_draws_does_not_depend_on_the_others():
-    x = jnp.ones_like(X)
+    x = jnp.ones((50, 8, 8, 3))
     alone = changed(("cutout",), x) == 0
     after = changed(("color", "cutout"), x) == 0
     np.testing.assert_array_equal(alone, after)

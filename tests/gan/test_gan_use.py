@@ -80,6 +80,8 @@ def test_sample_i_depends_on_key_and_label_i_alone():
     found = run(variables, keys, {"label": label})
     assert found.shape == (6, 8, 8, 1)
     assert float(jnp.abs(found).max()) <= 1
+    part = run(variables, keys[3:5], {"label": label[3:5]})
+    np.testing.assert_allclose(part, found[3:5], atol=1e-6)
     # The third and the fourth at other places, beside others.
     order = np.array([3, 4, 3, 0, 0, 1])
     other = jax.random.split(jax.random.key(3), 6)
@@ -172,6 +174,8 @@ def test_a_test_image_is_evaluated_alone(plain):
         "logit_real": (16,),
         "logit_fake": (16,),
     }
+    half = evaluate(variables, {"x": batch["x"][:8]}, jax.random.key(0))
+    np.testing.assert_allclose(half["logit_real"], found["logit_real"][:8], atol=1e-5)
     beside = {"x": batch["x"].at[8:].set(0.5)}
     half = evaluate(variables, beside, jax.random.key(0))
     np.testing.assert_allclose(half["logit_real"][:8], found["logit_real"][:8], atol=1e-5)

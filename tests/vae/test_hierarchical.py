@@ -12,6 +12,7 @@ from vae_toys import viewed
 
 from aigc_jax import build, streams
 from aigc_jax.family import Variables
+from aigc_jax.modalities.image import to_uint8
 from aigc_jax.networks.vae.ladder import Ladder
 from aigc_jax.sampling.driver import Driver, draw
 from aigc_jax.training import step
@@ -149,6 +150,7 @@ def test_a_sample_depends_on_its_key_alone_and_not_on_devices(name):
     one, eight = (drawn(driver(name), variables(name), *how) for how in ((1, 4), (8, 16)))
     assert eight.shape == (16, *SHAPE)
     np.testing.assert_allclose(one, eight[:4], atol=1e-5)
+    np.testing.assert_array_equal(to_uint8(one), to_uint8(eight[:4]))
     assert len(np.unique(eight.reshape(16, -1), axis=0)) == 16
 
 

@@ -89,7 +89,7 @@ def test_different_ranks():
 
 def test_full_rank_over_twelve_orders_of_magnitude():
     """Covariances with common axes: sum (sqrt a - sqrt b)^2."""
-    d = 768
+    d = 2048
     a = np.logspace(0, -12, d)
     b = a * np.linspace(0.5, 2.0, d)
     zero = np.zeros(d)
