@@ -15,6 +15,7 @@ import argparse
 import ast
 import difflib
 import importlib
+import json
 import os
 import pathlib
 import runpy
@@ -129,13 +130,40 @@ def main(argv: list[str]) -> None:
 
     # A second start, and --mode=sample, find what the first one compiled.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HERE / ".cache" / "jax"))
+    several = values.get("distributed") or values.get("coordinator")
+    if not several:
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_devices(batch_size(config, workdir))))
     import jax
 
     logging.set_verbosity(logging.WARNING)  # absl.app turns on what libraries tell each other
-    if values.get("distributed") or values.get("coordinator"):
+    if several:
         jax.distributed.initialize(values["coordinator"], values["processes"], values["process"])
     module = importlib.import_module(COMMANDS[MODE.value])
     module.main(argparse.Namespace(config=config, workdir=workdir, origin=origin, **values))
+
+
+def cpu_devices(batch_size: int, most: int = 4) -> int:
+    """How many devices a CPU shall be: a step of a small network alone keeps one core busy.
+
+    As many as there are cores and as divide the batch, up to `most`, since each holds the whole
+    state. What a run computes does not depend on it. $JAX_NUM_CPU_DEVICES or $XLA_FLAGS decide
+    where they say so.
+    """
+    flag = "--xla_force_host_platform_device_count="
+    for word in reversed(os.environ.get("XLA_FLAGS", "").split()):
+        if word.startswith(flag):
+            return int(word.removeprefix(flag))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(n for n in range(1, min(cores or 1, most) + 1) if batch_size % n == 0)
+
+
+def batch_size(config: Any, workdir: pathlib.Path) -> int:
+    """The global batch of a config, or of the run in a folder; 1 where neither says."""
+    try:
+        run = json.loads((workdir / "config.json").read_text()) if config is None else config
+        return max(int(run["train"]["batch_size"]), 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1  # what is wrong there, the command says
 
 
 def check_flags(mode: str, taken: tuple[str, ...]) -> None:

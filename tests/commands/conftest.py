@@ -11,7 +11,7 @@ import pytest
 from places import QUICK_XLA
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-QUICK = os.environ | {"XLA_FLAGS": QUICK_XLA}  # and one device
+QUICK = os.environ | {"XLA_FLAGS": QUICK_XLA, "JAX_NUM_CPU_DEVICES": "1"}
 
 
 @pytest.fixture(scope="session")

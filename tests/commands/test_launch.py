@@ -171,3 +171,17 @@ def test_help_and_a_wrong_flag_do_not_wait_for_jax(command):
     for arguments in (["--mode=sample", "--help"], ["--mode=sample", "--workdir=x", "--input=y"]):
         done = command(*arguments, program=("-c", program))
         assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+def test_a_cpu_is_as_many_devices_as_its_cores_share_the_batch(monkeypatch, tmp_path):
+    monkeypatch.setattr(launcher.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert [launcher.cpu_devices(n) for n in (64, 6, 5, 1)] == [4, 3, 1, 1]
+    monkeypatch.setattr(launcher.os, "sched_getaffinity", lambda _: {0, 3})
+    assert launcher.cpu_devices(64) == 2
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    assert launcher.cpu_devices(64) == 8
+    assert launcher.batch_size({"train": {"batch_size": 32}}, tmp_path) == 32
+    assert launcher.batch_size(None, tmp_path) == 1
+    (tmp_path / "config.json").write_text('{"train": {"batch_size": 20}}')
+    assert launcher.batch_size(None, tmp_path) == 20
