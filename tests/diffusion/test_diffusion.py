@@ -276,7 +276,7 @@ def test_levels_of_damage_are_shares_of_the_times():
 def test_settings_that_cannot_work_are_told_when_the_family_is_built():
     with pytest.raises(ValueError, match=r"guidance other than 1 needs diffusion.conditional"):
         model(with_memory, sampling={"guidance": 2.0})
-    with pytest.raises(ValueError, match=r"sampling.guidance .* label_dropout above 0"):
+    with pytest.raises(ValueError, match=r"sampling.guidance .* diffusion.label_dropout above 0"):
         model(with_memory, 3, label_dropout=0.0, sampling={"guidance": 2.0})
     model(with_memory, 3, label_dropout=0.0)
     with pytest.raises(ValueError, match=r"sampling.steps must lie in 1..20"):
