@@ -98,7 +98,8 @@ class Variables(NamedTuple):
     prepared: Any = {}  # noqa: RUF012  (never written to; jit takes no read-only mapping)
 
 
-Loss = Callable[[View, Batch, jax.Array], tuple[jax.Array, tuple[dict[str, jax.Array], Extra]]]
+LossValue = tuple[jax.Array, tuple[dict[str, jax.Array], Extra]]  # (scalar, (metrics, extra))
+Loss = Callable[[View, Batch, jax.Array], LossValue]
 
 
 class Phase(NamedTuple):
@@ -136,7 +137,7 @@ class Drawing(NamedTuple):
         it. None where samples need no such thing.
       prepared_as: names what `prepare` computes and its settings, such as "mixture of 10".
       between: (carry, carry, share scalar) -> carry, a share of the way from one sample to another:
-        frames of a family without steps. None where there is no such way.
+        frames of a family without steps, and figures. None where there is no such way.
     """
 
     start: Callable

@@ -10,13 +10,13 @@ medians of the rounds; a ratio is the median of the rounds' own.
 """
 
 import argparse
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 
 import numpy as np
+
+from benchmarks import common
 
 ROUND = 16
 VARIANTS = (
@@ -32,41 +32,21 @@ VARIANTS = (
 )
 
 
-def ours(variant: str, images: np.ndarray, width: int) -> Callable[[], None]:
-    """() -> a round of this package's training steps, waited for."""
+def ours(variant: str, images: np.ndarray, width: int) -> tuple[Callable[[], None], int]:
+    """() -> a round of this package's training steps, waited for; and how many parameters."""
     import jax
 
-    from aigc_jax import build
-    from aigc_jax.commands import common
-    from aigc_jax.family import DataSpec, Field
-    from aigc_jax.training import sharding
-    from aigc_jax.training.step import active_phases
     from configs import gan_mnist
 
     config = gan_mnist.get_config(variant)
     with config.unlocked():
-        config.train.batch_size = len(images)
         config.network.generator.width = config.network.discriminator.width = width
-    spec = DataSpec({"x": Field("image", images.shape[1:])}, {}, {})
-    family = build.build(config, spec)
-    plan, mesh = common.recipe_of(config, family, spec), sharding.make_mesh()
-    target = sharding.abstract_state(plan, mesh, "replicated")
-    state = sharding.new_state(plan, target, 0)
-    run = sharding.compile_step(plan, mesh, target, {})
-    batch = {"x": np.repeat(images[None], family.batches_per_step, axis=0)}
-
-    def round_() -> None:
-        nonlocal state
-        for i in range(ROUND):
-            placed = sharding.put(mesh, batch, axis=1)
-            state, metrics = run(active_phases(family, i), state, {}, placed)
-        jax.block_until_ready((state.params, metrics))
-
-    return round_
+    run, size = common.training(config, images, {})
+    return lambda: jax.block_until_ready([run(i) for i in range(ROUND)][-1]), size
 
 
-def theirs(images: np.ndarray, width: int) -> Callable[[], None]:
-    """() -> a round of the same game in PyTorch, as its users write it."""
+def theirs(images: np.ndarray, width: int) -> tuple[Callable[[], None], int]:
+    """The same of the same game in PyTorch, as its users write it."""
     import torch
     from torch import nn
 
@@ -105,7 +85,8 @@ def theirs(images: np.ndarray, width: int) -> Callable[[], None]:
             softplus(-discriminator(fake)).mean().backward()
             of_g.step()
 
-    return round_
+    moved = [*generator.parameters(), *discriminator.parameters()]
+    return round_, sum(p.numel() for p in moved)
 
 
 def seconds(round_: Callable[[], None]) -> float:
@@ -116,23 +97,24 @@ def seconds(round_: Callable[[], None]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    """Measures and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=28)
     parser.add_argument("--width", type=int, default=32)
-    options = parser.parse_args()
-    # Before XLA starts: it takes as many threads as it may run on.
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    options = common.parse_against_torch(parser)
     import jax
     import torch
 
-    torch.set_num_threads(options.threads)
     channels = 1 if options.size == 28 else 3
     shape = (64, options.size, options.size, channels)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    rounds = {name: ours(name, images, options.width) for name in VARIANTS}
-    rounds["PyTorch, plain"] = theirs(images, options.width)
+    sides = {name: ours(name, images, options.width) for name in VARIANTS}
+    sides["PyTorch, plain"] = theirs(images, options.width)
+    size, other_size = (sides[name][1] for name in (VARIANTS[0], "PyTorch, plain"))
+    if size != other_size:
+        raise SystemExit(f"{VARIANTS[0]}: {size} parameters here, {other_size} in PyTorch")
+    rounds = {name: round_ for name, (round_, _) in sides.items()}
     for round_ in rounds.values():
         round_()  # compiles
     times: dict[str, list[float]] = {name: [] for name in rounds}
@@ -147,7 +129,7 @@ def main() -> None:
             f"| {name} | {1e3 * statistics.median(taken):.0f} | {statistics.median(ratios):.2f} |"
         )
     print(
-        f"{platform.processor() or platform.machine()}, {options.threads} threads, "
+        f"{common.machine()}, {options.threads} threads a side, "
         f"{options.size}x{options.size}, width {options.width}, jax {jax.__version__}, "
         f"torch {torch.__version__}"
     )

@@ -9,9 +9,7 @@ where TFDS has cifar10 prepared.
 
 import argparse
 import json
-import os
 import pathlib
-import platform
 import tempfile
 import time
 
@@ -19,6 +17,7 @@ from aigc_jax import build
 from aigc_jax.commands import train
 from aigc_jax.data import datasets, loader
 from aigc_jax.runs.examples import RealData
+from benchmarks import common
 from configs import ddpm_cifar
 
 
@@ -56,14 +55,6 @@ def share_waiting(dataset: datasets.Dataset, width: int, batch_size: int) -> tup
     return last["time/data_wait"], last["time/images_per_second"]
 
 
-def machine() -> str:
-    """The processor's name and how many of its cores this process may use."""
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", help="where TFDS keeps cifar10")
@@ -85,7 +76,8 @@ def main() -> None:
             (title, opened, rates, share_waiting(dataset, options.width, options.batch_size))
         )
 
-    print(f"CIFAR-10, batches of {options.batch_size}, UNet of width {options.width}, {machine()}")
+    print(f"CIFAR-10, batches of {options.batch_size}, UNet of width {options.width}")
+    print(common.machine())
     print(f"{'':<12}{'loader alone, images/s':>26}{'training loop':>26}{'opened in':>12}")
     print(f"{'source':<12}{'1 thread':>13}{'8 threads':>13}{'images/s':>13}{'waiting':>13}")
     for title, opened, rates, (waiting, rate) in rows:

@@ -9,10 +9,10 @@ generator as it was last, without its average.
 """
 
 import argparse
-import os
-import platform
 import tempfile
 import time
+
+from benchmarks import common
 
 PLAIN = "relativistic"  # the config's own, with R1 and R2
 LOSSES = ("minimax", "non_saturating", "lsgan", "hinge", "dragan", "wgan_gp", "r1", PLAIN)
@@ -82,8 +82,7 @@ def main() -> None:
     import jax
 
     print("\n".join(table))
-    machine = platform.processor() or platform.machine()
-    print(f"{machine}, {os.cpu_count()} cores, jax {jax.__version__}")
+    print(f"{common.machine()}, jax {jax.__version__}")
 
 
 if __name__ == "__main__":

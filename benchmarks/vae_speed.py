@@ -10,13 +10,13 @@ gradients come on top. Speeds are medians of the rounds; a ratio is the median o
 
 import argparse
 import os
-import pathlib
-import platform
 import statistics
 import time
 from collections.abc import Callable
 
 import numpy as np
+
+from benchmarks import common
 
 LATENT, WIDTHS, HIDDEN = 20, (32, 64), 500
 
@@ -25,30 +25,12 @@ def ours(variant: str, images: np.ndarray) -> tuple[Callable[[], None], int]:
     """() -> one step of this package's training, waited for; and how many parameters it moves."""
     import jax
 
-    from aigc_jax import build
-    from aigc_jax.commands import common
-    from aigc_jax.family import DataSpec, Field
-    from aigc_jax.training import sharding
+    from aigc_jax.family import Field
     from configs import vae_mnist
 
-    config = vae_mnist.get_config(variant)
-    spec = DataSpec({"x": Field("image", (28, 28, 1))}, {"label": Field("label", (), 10)}, {})
-    family = build.build(config, spec)
-    with config.unlocked():
-        config.train.batch_size = len(images)
-    plan = common.recipe_of(config, family, spec)
-    mesh = sharding.make_mesh()
-    target = sharding.abstract_state(plan, mesh, "replicated")
-    state = sharding.new_state(plan, target, 0)
-    run = sharding.compile_step(plan, mesh, target, {})
-
-    def step() -> None:
-        nonlocal state
-        batch = sharding.put(mesh, {"x": images[None]}, axis=1)
-        state, metrics = run((0,), state, {}, batch)
-        jax.block_until_ready((state.params, metrics))
-
-    return step, sum(x.size for x in jax.tree.leaves(target.params))
+    label = {"label": Field("label", (), 10)}
+    run, size = common.training(vae_mnist.get_config(variant), images, label)
+    return lambda: jax.block_until_ready(run(0)), size
 
 
 def theirs(variant: str, images: np.ndarray) -> tuple[Callable[[], None], int]:
@@ -106,36 +88,15 @@ def per_second(step: Callable[[], None], seconds: float) -> float:
     return count / (time.perf_counter() - began)
 
 
-def machine() -> str:
-    """The processor's name and how many of its cores the machine has."""
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
-
-
 def main() -> None:
     """Measures and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--threads", type=int, default=cores, help="of each side")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=5.0, help="a round of each side")
     parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    if not 1 <= options.threads <= cores:
-        parser.error(f"--threads lies in 1..{cores}, the cores that this process may use")
-
-    # XLA sizes its pool of threads by the cores it may use, and has no option: so for both sides.
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    options = common.parse_against_torch(parser)
     import jax
-
-    try:
-        import torch
-    except ImportError:
-        parser.error("needs PyTorch to compare with: pip install -r requirements-test.txt")
-    torch.set_num_threads(options.threads)
+    import torch
 
     shape = (options.batch_size, 28, 28, 1)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -157,7 +118,7 @@ def main() -> None:
 
     load = os.getloadavg()[0]
     print(
-        f"{machine()}; {options.threads} threads a side, batches of {options.batch_size}, "
+        f"{common.machine()}; {options.threads} threads a side, batches of {options.batch_size}, "
         f"{options.rounds} rounds of {options.seconds:g} s; jax {jax.__version__}, "
         f"torch {torch.__version__}; load average {load:.1f}\n"
     )

@@ -60,7 +60,6 @@ def linear(classes=0, prior="normal", truncation=0.0, **changes):
         "game": losses.build(changes.pop("loss", "non_saturating")),
         "penalty": losses.Penalty(),
         "augmentation": augment.Augmentation(images=1e3),
-        "batch_size": B,
         "class_weight_generator": 0.5,
     }
     return families.GAN(**settings | changes)

@@ -11,7 +11,7 @@ OURS = "aigc_jax"
 LEAVES = ("family", "checks", "files", "streams", "gaussian")
 # folder -> what of ours its files may import: an arrow never runs up.
 MAY_IMPORT = {
-    "networks": ("networks", "checks"),
+    "networks": ("networks", "checks", "gaussian"),
     "modalities": ("modalities", "family", "checks", "files"),
     "data": ("data", "modalities", *LEAVES),
     "formats": ("formats", "networks", "checks", "files"),

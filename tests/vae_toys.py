@@ -14,7 +14,7 @@ from aigc_jax.family import Field, Variables, View
 from aigc_jax.sampling.driver import Driver
 from aigc_jax.vae import likelihood as likelihoods
 from aigc_jax.vae import objectives
-from aigc_jax.vae.plain import VAE, latent_shape
+from aigc_jax.vae.plain import VAE
 from aigc_jax.vae.prior import Sampling
 from configs import vae_digits
 
@@ -32,12 +32,10 @@ class Formula(NamedTuple):
     encode: Callable[..., Any]
     decode: Callable[..., Any] = lambda weights, z, label: z
     weights: Any = ()
+    latent_shape: tuple[int, ...] = SHAPE
 
     def init(self, *_):
         return {"params": dict(self.weights)}
-
-    def init_with_output(self, key, x, *, method):
-        return method(dict(self.weights), x, None), self.init()
 
     def apply(self, variables, *args, method):
         return method(variables["params"], *args)
@@ -61,7 +59,6 @@ def vae(network, *, shape=SHAPE, likelihood=None, cost=None, classes=0, sampling
         shape=shape,
         likelihood=likelihood or likelihoods.build("gaussian", 1, sigma=0.5),
         conditions={"label": Field("label", (), classes)} if classes else {},
-        latent_shape=latent_shape(network, shape),
         kl_cost=cost or objectives.kl_cost("constant"),
         importance=objectives.Importance(**importance),
         sampling=Sampling(**{"components": 2} | (sampling or {})),

@@ -10,9 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.checks import arguments, one_of, section
-from aigc_jax.diffusion import guidance as guiding
 from aigc_jax.diffusion import likelihood, objectives, precondition, solvers, times
-from aigc_jax.diffusion import process as gaussian
+from aigc_jax.diffusion.guidance import classifier_free
+from aigc_jax.diffusion.process import (
+    Process,
+    betas,
+    diffuse,
+    expand,
+    per_time,
+    variance_preserving,
+)
 from aigc_jax.diffusion.solvers.base import Solver, noise_like
 from aigc_jax.family import (
     Batch,
@@ -22,6 +29,7 @@ from aigc_jax.family import (
     Extra,
     Family,
     Field,
+    LossValue,
     Params,
     Phase,
     Variables,
@@ -93,7 +101,7 @@ def diffusion(
     Raises:
       ValueError: a setting that does not exist, or that others rule out.
     """
-    process = gaussian.variance_preserving(gaussian.betas(schedule, timesteps, beta_min, beta_max))
+    process = variance_preserving(betas(schedule, timesteps, beta_min, beta_max))
     sampling = dict(sampling)
     clip, guidance = sampling.pop("clip"), sampling.pop("guidance")
     return Diffusion(
@@ -103,7 +111,7 @@ def diffusion(
         prediction=prediction,
         weight=times.weight(weighting, prediction, process.alpha, process.sigma, gamma),
         solver=solvers.build(process, **sampling),
-        term=likelihood.terms(process, sampling.get("variance", "fixed_large")),
+        term=likelihood.terms(process, sampling.get("variance", solvers.Settings().variance)),
         label_dropout=label_dropout,
         guidance=guidance,
         clip=clip,
@@ -130,7 +138,7 @@ class Diffusion:
 
     network: Any
     shape: tuple[int, ...]
-    process: gaussian.Process
+    process: Process
     prediction: str
     weight: np.ndarray
     solver: Solver
@@ -142,6 +150,11 @@ class Diffusion:
     def __post_init__(self) -> None:
         if self.guidance != 1.0 and not self.classes:
             raise ValueError("sampling.guidance other than 1 needs diffusion.conditional=True")
+        if self.guidance != 1.0 and not self.label_dropout:
+            raise ValueError(
+                "sampling.guidance other than 1 needs diffusion.label_dropout above 0, by which a "
+                "network learns to do without labels"
+            )
 
     @property
     def classes(self) -> int:
@@ -164,7 +177,7 @@ class Diffusion:
                 start=self.start,
                 finish=self.finish,
                 step=self.step,
-                steps=len(self.solver.table["t"]),
+                steps=len(self.solver.table["index"]),
                 conditions={"label": Field("label", (), self.classes)} if self.classes else {},
             ),
             views=Views(reconstruct=self.reconstruct),
@@ -193,8 +206,8 @@ class Diffusion:
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x_t of examples at time numbers `index` [B], the noise in it, the network's output."""
         eps = jax.random.normal(key, x0.shape)
-        x_t = gaussian.diffuse(x0, eps, *self.process.coefficients(index))
-        t = gaussian.per_time(self.process.times, index)
+        x_t = diffuse(x0, eps, *self.process.coefficients(index))
+        t = per_time(self.process.times, index)
         return x_t, eps, self.predict(params, x_t, t, label, **kwargs)
 
     def estimate(self, output: jax.Array, x_t: jax.Array, index: jax.Array) -> jax.Array:
@@ -208,7 +221,7 @@ class Diffusion:
     ) -> jax.Array:
         """The objective of each example, [B]."""
         alpha, sigma = self.process.coefficients(index)
-        weight = gaussian.per_time(self.weight, index)
+        weight = per_time(self.weight, index)
         return objectives.denoising(self.prediction, output, x0, eps, alpha, sigma, weight)
 
     def label_of(self, batch: Batch) -> jax.Array | None:
@@ -222,9 +235,7 @@ class Diffusion:
         dropped = jax.random.bernoulli(key, self.label_dropout, label.shape)
         return jnp.where(dropped, self.classes, label)
 
-    def loss(
-        self, view: View, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Extra]]:
+    def loss(self, view: View, batch: Batch, key: jax.Array) -> LossValue:
         """Ho et al. 2020, algorithm 1: the mean objective at times drawn uniformly."""
         time_key, noise_key, drop_key, label_key = jax.random.split(key, 4)
         x0 = batch["x"]
@@ -236,10 +247,15 @@ class Diffusion:
         return jnp.mean(self.errors(x0, eps, output, index)), ({}, view.extra)
 
     def evaluate(self, variables: Variables, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        """{"loss": [B]}: the objective, its times stratified over the batch."""
-        time_key, noise_key = jax.random.split(key)
+        """{"loss": [B]}: the objective, its times stratified over the batch.
+
+        They come in random order: padding lies at a batch's end, and without it a last, short batch
+        would see the least noisy times alone.
+        """
+        time_key, noise_key, order_key = jax.random.split(key, 3)
         x0 = batch["x"]
         index = times.stratified(time_key, len(x0), self.total)
+        index = jax.random.permutation(order_key, index)
         label = self.label_of(batch)
         _, eps, output = self.predict_noised(variables.params, x0, index, label, noise_key)
         return {"loss": self.errors(x0, eps, output, index)}
@@ -296,18 +312,21 @@ class Diffusion:
         alpha, _ = self.process.coefficients(index)
         given, estimate = (
             jnp.clip(x, -1.0, 1.0).reshape(n, levels, *self.shape)
-            for x in (x_t / gaussian.expand(alpha, x_t), self.estimate(output, x_t, index))
+            for x in (x_t / expand(alpha, x_t), self.estimate(output, x_t, index))
         )
         return {f"t={t}": (given[:, i], estimate[:, i]) for i, t in enumerate(shown)}
 
-    def denoise(self, variables: Variables, cond: Cond, x: jax.Array, t: jax.Array) -> jax.Array:
-        """Estimate of x_0 [n, ...] from x [n, ...] at one time t, guided by cond["label"]."""
-        predict = guiding.classifier_free(
+    def denoise(
+        self, variables: Variables, cond: Cond, x: jax.Array, index: jax.Array
+    ) -> jax.Array:
+        """Estimate of x_0 [n, ...] from x [n, ...] at one time number, guided by cond["label"]."""
+        predict = classifier_free(
             partial(self.predict, variables.params), self.guidance, none=self.classes
         )
         label = cond.get("label") if self.classes else None
-        t = jnp.full((len(x),), t)
-        return self.estimate(predict(x, t, label), x, t.astype(jnp.int32))
+        index = jnp.full((len(x),), index, jnp.int32)
+        t = per_time(self.process.times, index)
+        return self.estimate(predict(x, t, label), x, index)
 
     def start(self, variables: Variables, keys: jax.Array, cond: Cond) -> dict[str, Any]:
         """What the steps carry: noise x_T, and the keys of each step's noise."""
@@ -318,12 +337,11 @@ class Diffusion:
     def step(
         self, variables: Variables, carry: dict[str, Any], cond: Cond, i: jax.Array
     ) -> tuple[dict[str, Any], jax.Array]:
-        """Ho et al. 2020, algorithm 2: step i of the solver, and its estimate of x_0."""
-        row = {name: gaussian.per_time(col, i) for name, col in self.solver.table.items()}
+        """Step i of the solver, and its estimate of x_0."""
+        row = {name: per_time(col, i) for name, col in self.solver.table.items()}
         noise = noise_like(carry["keys"], self.shape, i) if self.solver.stochastic else None
-        x, x0 = self.solver.step(
-            lambda x, t: self.denoise(variables, cond, x, t), carry["x"], row, noise
-        )
+        denoise = partial(self.denoise, variables, cond)
+        x, x0 = self.solver.step(denoise, carry["x"], row, noise)
         return {"x": x, "keys": carry["keys"]}, x0
 
     def finish(self, variables: Variables, carry: dict[str, Any]) -> jax.Array:

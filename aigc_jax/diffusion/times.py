@@ -14,9 +14,10 @@ def uniform(key: jax.Array, count: int, total: int) -> jax.Array:
 
 
 def stratified(key: jax.Array, count: int, total: int) -> jax.Array:
-    """Time numbers of a test batch, int32 [count], ascending: one from each count-th of all times.
+    """Time numbers of a test batch, int32 [count].
 
-    A mean over them varies much less than one over times drawn independently.
+    Row i is from the i-th of `count` equal parts of 0..total-1. A mean over them varies much less
+    than one over times drawn independently.
     """
     u = (jnp.arange(count) + jax.random.uniform(key, (count,))) / count
     return jnp.minimum((u * total).astype(jnp.int32), total - 1)

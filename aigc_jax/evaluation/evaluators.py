@@ -72,9 +72,7 @@ def modes(comparison: ImageComparison, images: Images) -> list[Row]:
     predicted = images.logits.argmax(1)
     # A class that the classifier sees in no real image has no frequency to diverge from.
     known = real[predicted] > 0
-    covered, kl = 0, float("inf")
-    if known.any():
-        covered, kl = classes.mode_coverage(predicted[known], real)
+    covered, kl = classes.mode_coverage(predicted[known], real)
     highest = images.logits.max(1) - np.logaddexp.reduce(images.logits, axis=1)
     certain = np.exp(highest) > CERTAIN
     note = "" if known.all() else f"{(~known).sum()} samples read as classes no real image does"
@@ -125,9 +123,7 @@ def mixture(comparison: PointComparison, points: Points) -> list[Row]:
     centres = comparison.centres
     found, good = classes.mixture_modes(points.values, centres, comparison.std)
     equal = np.ones(len(centres))
-    covered, kl = 0, float("inf")
-    if good.any():
-        covered, kl = classes.mode_coverage(found[good], equal)
+    covered, kl = classes.mode_coverage(found[good], equal)
     n = len(points.values)
     return [
         Row("mixture_modes", float(covered), n, note=f"of {len(centres)}"),

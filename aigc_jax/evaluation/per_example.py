@@ -61,20 +61,28 @@ def means(
       batches: each with "mask" [B], 1 for a real row and 0 for padding.
       key: batch i is given fold_in(key, i), so that equal models get equal values.
     """
+    # Sums are of differences from the first batch's mean: of large values that lie close together
+    # E[x^2] - E[x]^2 would be what float32 rounds away.
+    centres: dict[str, jax.Array] = {}
     sums: dict[str, np.ndarray] = {}
     count = 0.0
     for i, batch in enumerate(batches):
         values = evaluate(batch, jax.random.fold_in(key, i))
         mask = batch["mask"]
         for name, value in values.items():
-            value = jnp.where(mask > 0, value, 0.0)  # a padded row must not turn the mean into NaN
+            if name not in centres:
+                centre = jnp.mean(value, where=mask > 0)
+                centres[name] = jnp.where(jnp.isfinite(centre), centre, 0.0)
+            # A padded row must not turn the mean into NaN.
+            value = jnp.where(mask > 0, value - centres[name], 0.0)
             moments = np.array([jnp.sum(value), jnp.sum(value**2)], np.float64)
             sums[name] = sums.get(name, 0.0) + moments
         count += float(jnp.sum(mask))
     found = {}
     for name, (total, squares) in sums.items():
-        mean = total / count
-        variance = max(squares / count - mean**2, 0.0) if np.isfinite(squares) else np.nan
+        shift = total / count
+        variance = max(squares / count - shift**2, 0.0) if np.isfinite(squares) else np.nan
+        mean = float(centres[name]) + shift
         found[name] = Mean(float(mean), float(np.sqrt(variance / max(count - 1, 1))), int(count))
     return found
 

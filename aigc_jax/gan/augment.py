@@ -18,7 +18,7 @@ class Augmentation:
     """What images go through before the discriminator sees them: the settings of `gan.augment`.
 
     Attributes:
-      policy: as of `differentiable`; () for no augmentation.
+      policy: of "color", "translation", "cutout"; () for no augmentation.
       probability: of each part; where `target` is not 0, that of the start.
       probability_end: where the probability ends if it follows a schedule.
       target: E sign(D(real)) at which the probability is held (adaptive augmentation); 0: it is not
@@ -33,7 +33,8 @@ class Augmentation:
     images: float = 500_000.0
 
     def __post_init__(self) -> None:
-        check(self.policy)
+        for part in self.policy:
+            one_of("each part of gan.augment.policy", part, PARTS)
         for name in ("probability", "probability_end"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"gan.augment.{name} lies in [0, 1], not {getattr(self, name)}")
@@ -51,11 +52,10 @@ def differentiable(
 
     Args:
       key: an example's draws depend on it and the example's position in the batch only.
-      policy: of "color", "translation", "cutout"; () changes nothing.
+      policy: as of `Augmentation`; () changes nothing.
       probability: of each part for each example, a number or a (traced) scalar; 0 changes nothing,
         1 always changes.
     """
-    check(policy)
 
     def one(key: jax.Array, image: jax.Array) -> jax.Array:
         for name in policy:
@@ -67,12 +67,6 @@ def differentiable(
         return image
 
     return jax.vmap(one)(jax.random.split(key, len(x)), x)
-
-
-def check(policy: tuple[str, ...]) -> None:
-    """Raises ValueError for a policy with a part that does not exist."""
-    for name in policy:
-        one_of("each part of gan.augment.policy", name, PARTS)
 
 
 def color(key: jax.Array, image: jax.Array) -> jax.Array:

@@ -12,7 +12,18 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.checks import arguments, one_of, section
-from aigc_jax.family import Batch, DataSpec, Extra, Family, Params, Phase, Variables, View, Views
+from aigc_jax.family import (
+    Batch,
+    DataSpec,
+    Extra,
+    Family,
+    LossValue,
+    Params,
+    Phase,
+    Variables,
+    View,
+    Views,
+)
 from aigc_jax.gan import losses
 from aigc_jax.gan import pool as pools
 from aigc_jax.networks.gan.cyclegan import NORMS, Discriminator, Generator
@@ -21,9 +32,6 @@ DIRECTIONS = ("a2b", "b2a")
 DOMAINS = ("a", "b")
 PLAYERS = ("generator", "discriminator")
 SETTINGS = ("loss", "adversarial", "cycle_a", "cycle_b", "identity", "pool")  # of `cyclegan`
-
-# What a loss returns: (scalar, ({metric: scalar}, extra)).
-Result = tuple[jax.Array, tuple[dict[str, jax.Array], Extra]]
 
 
 def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
@@ -153,7 +161,7 @@ class CycleGAN:
         """Images [B, H, W, C] taken to the other domain by the generator of a direction."""
         return self.generator.apply({"params": params["generator"][direction]}, images)
 
-    def judge(self, params: Params, domain: str, images: jax.Array) -> jax.Array:
+    def discriminate(self, params: Params, domain: str, images: jax.Array) -> jax.Array:
         """The logits that the discriminator of a domain gives images, [B] or a map."""
         return self.discriminator.apply({"params": params["discriminator"][domain]}, images)[0]
 
@@ -168,18 +176,18 @@ class CycleGAN:
         """
         fake = {"a": self.generate(params, "b2a", b), "b": self.generate(params, "a2b", a)}
         return fake, {
-            "cycle_a": losses.cycle(a, self.generate(params, "b2a", fake["b"])),
-            "cycle_b": losses.cycle(b, self.generate(params, "a2b", fake["a"])),
+            "cycle_a": losses.l1(a, self.generate(params, "b2a", fake["b"])),
+            "cycle_b": losses.l1(b, self.generate(params, "a2b", fake["a"])),
         }
 
     def identity_losses(self, params: Params, a: jax.Array, b: jax.Array) -> dict[str, jax.Array]:
         """{"identity_a", "identity_b": [B]}: how far generators change images of their target."""
         return {
-            "identity_a": losses.cycle(a, self.generate(params, "b2a", a)),
-            "identity_b": losses.cycle(b, self.generate(params, "a2b", b)),
+            "identity_a": losses.l1(a, self.generate(params, "b2a", a)),
+            "identity_b": losses.l1(b, self.generate(params, "a2b", b)),
         }
 
-    def generator_loss(self, view: View, batch: Batch, key: jax.Array) -> Result:
+    def generator_loss(self, view: View, batch: Batch, key: jax.Array) -> LossValue:
         """What both generators minimise together (their eq. 3, with the identity losses)."""
         params, real = view.params, {"a": batch["x"], "b": batch["other"]}
         fake, terms = self.cycle_losses(params, **real)
@@ -187,7 +195,7 @@ class CycleGAN:
             terms |= self.identity_losses(params, **real)
         for domain in DOMAINS:
             # The logits of real images matter to a relativistic game only; else XLA drops them.
-            logits = [self.judge(params, domain, images[domain]) for images in (real, fake)]
+            logits = [self.discriminate(params, domain, images[domain]) for images in (real, fake)]
             terms[f"adversarial_{domain}"] = self.game.generator(*logits)
         value = sum(self.weights[name] * term for name, term in terms.items())
         extra = {**view.extra, **self.shown_next(view.extra, fake, key)}
@@ -207,12 +215,12 @@ class CycleGAN:
             shown[domain], pool[domain] = found
         return {"shown": shown, "pool": pool}
 
-    def discriminator_loss(self, view: View, batch: Batch, key: jax.Array) -> Result:
+    def discriminator_loss(self, view: View, batch: Batch, key: jax.Array) -> LossValue:
         """What both discriminators minimise, on real images and on translations of "shown"."""
         value, metrics = 0.0, {}
         for domain, images in zip(DOMAINS, (batch["x"], batch["other"]), strict=True):
-            real = self.judge(view.params, domain, images)
-            fake = self.judge(view.params, domain, view.extra["shown"][domain])
+            real = self.discriminate(view.params, domain, images)
+            fake = self.discriminate(view.params, domain, view.extra["shown"][domain])
             own = jnp.mean(self.game.discriminator(real, fake))
             value += own
             metrics[f"loss_{domain}"] = own

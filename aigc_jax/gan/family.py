@@ -18,6 +18,7 @@ from aigc_jax.family import (
     Extra,
     Family,
     Field,
+    LossValue,
     Params,
     Phase,
     Variables,
@@ -32,12 +33,9 @@ from aigc_jax.gan.statistics import in_training, of_one_batch, updated
 STANDING = 512  # latents that the standing statistics of a generator are taken of
 
 # Keys of the section `gan`, and of its part `classifier`.
-SECTIONS = ("loss", "prior", "penalty", "augment", "classifier")
-COUNTS = ("decay_steps", "critics", "generator_batch", "frozen")
+SETTINGS = ("loss", "prior", "penalty", "augment", "classifier")
+SETTINGS += ("decay_steps", "critics", "generator_batch", "frozen")
 CLASSIFIER = ("weight", "weight_generator")
-
-# What a loss returns: (scalar, ({metric: scalar}, extra)).
-Result = tuple[jax.Array, tuple[dict[str, jax.Array], Extra]]
 
 
 def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
@@ -49,14 +47,14 @@ def from_config(config: Mapping[str, Any], spec: DataSpec) -> "GAN":
     """The GAN of an experiment.
 
     Args:
-      config: reads `network` (see `players.build`), `gan`, `train.batch_size` and `sampling`.
+      config: reads `network` (see `players.build`), `gan` and `sampling`.
       spec: of the data.
 
     Raises:
       ValueError: a setting that does not exist, or that these data or the others rule out.
     """
     networks = players.build(config["network"], spec)
-    settings = section("gan", config["gan"], SECTIONS, COUNTS)
+    settings = section("gan", config["gan"], SETTINGS)
     classifier = section("gan.classifier", settings.pop("classifier"), CLASSIFIER)
     sampling = section("sampling", config["sampling"], ("truncation",))
     penalty = arguments("gan.penalty", losses.Penalty, settings.pop("penalty"))
@@ -70,7 +68,6 @@ def from_config(config: Mapping[str, Any], spec: DataSpec) -> "GAN":
         game=losses.build(settings.pop("loss")),
         penalty=losses.Penalty(**penalty),
         augmentation=augment.Augmentation(**augmentation),
-        batch_size=config["train"]["batch_size"],
         class_weight=classifier["weight"],
         class_weight_generator=classifier["weight_generator"],
         **settings,
@@ -89,7 +86,6 @@ class GAN:
       game: what the two players minimise.
       penalty: what keeps the discriminator smooth.
       augmentation: of what the discriminator sees.
-      batch_size: of real examples, from which adaptive augmentation takes its speed.
       decay_steps: over which the penalty's weight and the probability of augmentation go along a
         cosine to their ends, as in R3GAN (Huang et al. 2024, arXiv:2501.05441); 0: both are
         constant.
@@ -108,7 +104,6 @@ class GAN:
     game: losses.Loss
     penalty: losses.Penalty
     augmentation: augment.Augmentation
-    batch_size: int
     decay_steps: int = 0
     critics: int = 1
     generator_batch: int = 1
@@ -166,7 +161,7 @@ class GAN:
                 between=self.between,
                 **prepared,
             ),
-            views=Views(figures=self.figures) if self.kind == "image" else None,
+            views=Views(figures=self.figures),
         )
 
     def init(self, key: jax.Array) -> tuple[Params, Extra]:
@@ -189,7 +184,7 @@ class GAN:
 
     # --- Training ------------------------------------------------------------------------------
 
-    def critic_loss(self, view: View, batch: Batch, key: jax.Array) -> Result:
+    def critic_loss(self, view: View, batch: Batch, key: jax.Array) -> LossValue:
         """What the discriminator minimises on real and generated examples, with its penalty.
 
         A lazy penalty is left to `penalty_loss`.
@@ -200,9 +195,9 @@ class GAN:
         fake, _ = self.generate(view, z_key, label, len(real))
         stats = view.extra.get("discriminator", {})
         shown = self.augmented(view, real, real_key)
-        (on_real, real_classes), stats = self.judge(view, shown, label, stats)
+        (on_real, real_classes), stats = self.discriminate(view, shown, label, stats)
         shown = self.augmented(view, fake, fake_key)
-        (on_fake, fake_classes), stats = self.judge(view, shown, label, stats)
+        (on_fake, fake_classes), stats = self.discriminate(view, shown, label, stats)
         value = self.game.discriminator(on_real, on_fake)
         metrics = {"logit_real": jnp.mean(on_real), "logit_fake": jnp.mean(on_fake)}
         if real_classes is not None:
@@ -219,14 +214,14 @@ class GAN:
                 on_real,
                 target=self.augmentation.target,
                 images=self.augmentation.images,
-                batch_size=self.batch_size,
+                batch_size=len(real),
             )
             metrics["augment_probability"] = extra["augment_probability"]
         elif self.augmentation.policy:
             metrics["augment_probability"] = jnp.float32(self.probability(view))
         return jnp.mean(value), (metrics, extra)
 
-    def penalty_loss(self, view: View, batch: Batch, key: jax.Array) -> Result:
+    def penalty_loss(self, view: View, batch: Batch, key: jax.Array) -> LossValue:
         """The penalty alone, times the number of steps for which it stands (lazy)."""
         z_key, key = jax.random.split(key)
         view = self.with_frozen(view)
@@ -235,7 +230,7 @@ class GAN:
         penalty = self.gradient_penalty(view, real, fake, label, key)
         return self.penalty.every * jnp.mean(penalty), ({}, view.extra)
 
-    def generator_loss(self, view: View, batch: Batch, key: jax.Array) -> Result:
+    def generator_loss(self, view: View, batch: Batch, key: jax.Array) -> LossValue:
         """What the generator minimises on `generator_batch` batches of its examples."""
         z_key, real_key, fake_key = jax.random.split(key, 3)
         real, label = batch["x"], self.label_of(batch)
@@ -243,11 +238,12 @@ class GAN:
             label = jnp.tile(label, self.generator_batch)
         fake, stats = self.generate(view, z_key, label, self.generator_batch * len(real))
         own = view.extra.get("discriminator", {})  # the discriminator's statistics stay
-        (on_fake, classes), _ = self.judge(view, self.augmented(view, fake, fake_key), label, own)
+        shown = self.augmented(view, fake, fake_key)
+        (on_fake, classes), _ = self.discriminate(view, shown, label, own)
         on_real = on_fake  # not looked at, except by a relativistic game
         if self.game.relativistic:
             shown = self.augmented(view, real, real_key)
-            (on_real, _), _ = self.judge(view, shown, label, own)
+            (on_real, _), _ = self.discriminate(view, shown, label, own)
         value, metrics = self.game.generator(on_real, on_fake), {"logit_fake": jnp.mean(on_fake)}
         if classes is not None:
             class_loss = losses.class_loss(classes, label)
@@ -264,9 +260,11 @@ class GAN:
         """
         augment_key, *keys = jax.random.split(key, 1 + len(self.penalty.terms))
 
+        stats = view.extra.get("discriminator", {})
+
         def logit(x: jax.Array) -> jax.Array:
             shown = self.augmented(view, x, augment_key)
-            (logits, _), _ = self.judge(view, shown, label, view.extra.get("discriminator", {}))
+            (logits, _), _ = self.discriminate(view, shown, label, stats)
             return logits
 
         terms = [
@@ -284,7 +282,7 @@ class GAN:
         stats = view.extra.get("generator", {})
         return in_training(self.generator, view.params["generator"], stats, z, label)
 
-    def judge(self, view: View, x: jax.Array, label: jax.Array | None, stats: Any) -> tuple:
+    def discriminate(self, view: View, x: jax.Array, label: jax.Array | None, stats: Any) -> tuple:
         """((logits, class logits or None) of x [B, ...] as in training, statistics after it)."""
         return in_training(self.discriminator, view.params["discriminator"], stats, x, label)
 
@@ -388,4 +386,4 @@ class GAN:
 
         # A label's rows of the kernel come after those of z.
         kernel = variables.params["generator"]["in"]["kernel"][: self.latents.size]
-        return figures.of_latents(decoded, self.latents.sample(keys), kernel, self.latents.way)
+        return figures.of_latents(decoded, self.latents.sample(keys[:1])[0], kernel)

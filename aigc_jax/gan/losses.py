@@ -99,9 +99,10 @@ LOSSES = {
 def squared_slope(logit: Critic, x: jax.Array) -> jax.Array:
     """|grad_x D(x)|^2 of each example of x [B, ...], [B].
 
-    The gradient is that of the logits' sum over the batch, so it is each example's own only where
-    the critic treats examples one by one: the caller forbids statistics of a batch. A patch map is
-    summed too, as published code does; the papers' critics put out one number.
+    The gradient is that of the logits' sum over the batch: each example's own where the critic
+    treats examples one by one. So batch norm is refused. `minibatch_std` is not: with it the slope
+    counts what an example does to its group's logits too, as in published code. A patch map is
+    summed as well; the papers' critics put out one number.
     """
     slope = jax.grad(lambda x: jnp.sum(logit(x)))(x)
     return jnp.sum(slope.reshape(len(x), -1) ** 2, axis=1)
@@ -206,12 +207,12 @@ def class_loss(class_logits: jax.Array, label: jax.Array) -> jax.Array:
     return logsumexp(class_logits, axis=1) - chosen
 
 
-def cycle(x: jax.Array, back: jax.Array) -> jax.Array:
-    """Mean |x - F(G(x))| of each example [B], Zhu et al. 2017 (arXiv:1703.10593), eq. 2.
+def l1(x: jax.Array, other: jax.Array) -> jax.Array:
+    """Mean |x - other| of each example [B], as in Zhu et al. 2017 (arXiv:1703.10593), eq. 2.
 
     The mean over pixels and channels, as with the published weight of 10, in place of the norm.
     """
-    return map_mean(jnp.abs(x - back))
+    return map_mean(jnp.abs(x - other))
 
 
 def _far_from_one(squared: jax.Array) -> jax.Array:

@@ -16,10 +16,12 @@ import numpy as np
 INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 # A residual branch that ends in zeros starts as the identity.
 ZERO = nn.initializers.zeros_init()
+MAX_PERIOD = 10_000.0  # of a sinusoidal embedding
+EPSILON = 1e-6  # of a group norm, added to the variance
 
 
-def sinusoidal_embedding(t: jax.Array, width: int, *, max_period: float = 10_000.0) -> jax.Array:
-    """Sines, then cosines, of t at width/2 frequencies from 1 down to 1/max_period, both included.
+def sinusoidal_embedding(t: jax.Array, width: int) -> jax.Array:
+    """Sines, then cosines, of t at width/2 frequencies from 1 down to 1/10,000, both included.
 
     t: [B], in steps 0..T-1, may be fractional. Returns [B, width] float32.
     ValueError for a width that is odd or below 4.
@@ -31,7 +33,7 @@ def sinusoidal_embedding(t: jax.Array, width: int, *, max_period: float = 10_000
         raise ValueError(f"a sinusoidal embedding needs an even width of at least 4, not {width}")
     # The frequencies are constants: rounded once, from float64. t = 999 needs every bit of them,
     # so the product is never left to a matrix unit or to bfloat16.
-    frequencies = np.exp(-np.log(max_period) * np.arange(half) / (half - 1)).astype(np.float32)
+    frequencies = np.exp(-np.log(MAX_PERIOD) * np.arange(half) / (half - 1)).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
@@ -66,7 +68,6 @@ class GroupNorm(nn.Module):
     """
 
     groups: int = 32
-    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -79,7 +80,7 @@ class GroupNorm(nn.Module):
         h = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, channels // self.groups)
         mean = h.mean(axis=(1, 3), keepdims=True)
         variance = h.var(axis=(1, 3), keepdims=True)
-        h = (h - mean) * jax.lax.rsqrt(variance + self.epsilon)
+        h = (h - mean) * jax.lax.rsqrt(variance + EPSILON)
         return (h.reshape(x.shape) * scale + bias).astype(x.dtype)
 
 
@@ -177,3 +178,17 @@ def halved_sides(sides: Sequence[int], halvings: int, setting: str) -> tuple[int
                 f"{' and '.join(map(str, sizes))}"
             )
     return height // step, width // step
+
+
+def check_shape(x: jax.Array, shape: Sequence[int]) -> None:
+    """ValueError for examples [B, ...] of another shape than the network was made for."""
+    if x.shape[1:] != tuple(shape):
+        raise ValueError(f"the network takes examples of shape {tuple(shape)}, not {x.shape[1:]}")
+
+
+def check_label(label: jax.Array | None, num_classes: int, *, optional: bool = False) -> None:
+    """ValueError for a label that a network cannot use, or misses where it is not optional."""
+    if num_classes and label is None and not optional:
+        raise ValueError(f"a network with num_classes={num_classes} was given no label")
+    if not num_classes and label is not None:
+        raise ValueError("a label was given to a network with num_classes=0")

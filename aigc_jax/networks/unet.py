@@ -19,6 +19,7 @@ from aigc_jax.networks.layers import (
     ResBlock,
     SelfAttention,
     Upsample,
+    check_label,
     conv,
     dense,
     halved_sides,
@@ -121,7 +122,6 @@ class UNet(nn.Module):
     def _check(self, x: jax.Array, groups: int, label: jax.Array | None) -> None:
         if self.width % groups:
             raise ValueError(f"network.groups={groups} does not divide network.width={self.width}")
-        if label is not None and not self.num_classes:
-            raise ValueError("a label was given to a network with network.num_classes=0")
+        check_label(label, self.num_classes, optional=True)
         setting = f"network.multipliers={tuple(self.multipliers)}"
         halved_sides(x.shape[1:3], len(self.multipliers) - 1, setting)

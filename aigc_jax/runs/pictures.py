@@ -2,20 +2,23 @@
 
 import pathlib
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from aigc_jax import modalities
 from aigc_jax.evaluation.comparison import ImageComparison
-from aigc_jax.family import Family, Variables
+from aigc_jax.family import Cond, Drawing, Family, Variables
 from aigc_jax.modalities.image import save_image
 from aigc_jax.sampling.driver import cond_of, sample_keys
 from aigc_jax.training import sharding
 
 FIGURE_SAMPLES = 16  # samples that figures are made from
+COLUMNS = 10  # of the ways between them
 NEAREST_SHOWN = 12
 NEAREST = (
     "Top: the samples nearest to training images, nearest first. Middle: the nearest training "
@@ -38,19 +41,25 @@ class Picture(NamedTuple):
 
 
 def figures(family: Family, variables: Variables, mesh: Any, seed: int, kind: str) -> list[Picture]:
-    """What `Views.figures` shows of 16 samples; [] of a family without.
+    """Ways between 16 samples, where there are such, and what `Views.figures` shows of them.
+
+    [] of a family without, and of data whose samples are no pictures one by one.
 
     Args:
       variables: prepared, as samples take them.
       seed: of the samples.
       kind: of the data, a name of `modalities`.
     """
-    if family.views is None or family.views.figures is None:
+    if family.views is None or family.views.figures is None or modalities.of(kind).save is None:
         return []
     index = np.arange(-(-FIGURE_SAMPLES // mesh.size) * mesh.size)
     cond = cond_of(mesh, index, labels_of(family))
     keys = sample_keys(mesh, seed, index)
-    found = sharding.fetch(jax.jit(family.views.figures)(variables, keys, cond))
+    found = {}
+    if family.drawing.between:
+        ways = jax.jit(partial(interpolations, family.drawing))(variables, keys, cond)
+        found["Interpolations: on the way from one sample to another"] = ways
+    found = sharding.fetch({**found, **jax.jit(family.views.figures)(variables, keys, cond)})
     picture = modalities.of(kind).picture
     return [
         Picture(
@@ -60,6 +69,21 @@ def figures(family: Family, variables: Variables, mesh: Any, seed: int, kind: st
         )
         for caption, samples in found.items()
     ]
+
+
+def interpolations(
+    drawing: Drawing, variables: Variables, keys: jax.Array, cond: Cond
+) -> jax.Array:
+    """Ways from the first half of samples to the second, [rows, columns, ...]; see `Drawing`."""
+    rows = min(len(keys), FIGURE_SAMPLES) // 2
+    carry = drawing.start(variables, keys, cond)
+    begin = jax.tree.map(lambda a: a[:rows], carry)
+    end = jax.tree.map(lambda a: a[rows : 2 * rows], carry)
+
+    def at(share: jax.Array) -> jax.Array:
+        return drawing.finish(variables, drawing.between(begin, end, share))
+
+    return jax.vmap(at, out_axes=1)(jnp.linspace(0.0, 1.0, COLUMNS))
 
 
 def labels_of(family: Family) -> range | None:

@@ -8,10 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.family import Batch, Cond, Extra, Field, Params
-from aigc_jax.vae.likelihood import Likelihood
-
-LossValue = tuple[jax.Array, tuple[dict[str, jax.Array], Extra]]  # what `Phase.loss` returns
+from aigc_jax.family import Batch, Cond, Field, Params
+from aigc_jax.vae import objectives
+from aigc_jax.vae.likelihood import Likelihood, per_example
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -26,12 +25,15 @@ class Autoencoder:
       shape: of an example.
       likelihood: what the network's outputs say of an example.
       conditions: {"label": Field} of a model that is conditional on labels, else {}.
+      has_bits: whether the bound is one on the probability of an image's bytes; see
+        `sections.has_bits`.
     """
 
     network: Any
     shape: tuple[int, ...]
     likelihood: Likelihood
     conditions: Mapping[str, Field] = field(default_factory=dict)
+    has_bits: bool = True
 
     @property
     def dims(self) -> int:
@@ -55,6 +57,18 @@ class Autoencoder:
     def log_likelihood(self, params: Params, outputs: jax.Array, x: jax.Array) -> jax.Array:
         """log p(x|z) in nats, [B], from the network's outputs for z."""
         return self.likelihood.log_prob(outputs, x, **self.scalars(params))
+
+    def bounds(self, log_p: jax.Array, kl: jax.Array) -> dict[str, jax.Array]:
+        """{"neg_elbo", "kl", "distortion": [B]} in nats, of log p(x|z) [B] and the KL [B, ...].
+
+        With `has_bits` also "bits_per_dim" of the first.
+        """
+        elbo = objectives.elbo(log_p, kl)
+        found = {"neg_elbo": -elbo, "kl": per_example(kl), "distortion": -log_p}
+        if self.has_bits:
+            unit = self.likelihood.bytes_per_unit
+            found["bits_per_dim"] = objectives.bits_per_dim(elbo, self.dims, unit)
+        return found
 
     def label_of(self, batch: Batch) -> jax.Array | None:
         """The labels of a batch as the network takes them: None where it takes none."""

@@ -9,33 +9,28 @@ COLUMNS, ROWS, SIDE = 10, 10, 15  # of the figures, and of the plane of two-dime
 
 
 def of_codes(decode: Callable[[jax.Array], jax.Array], z: jax.Array) -> dict[str, jax.Array]:
-    """Paths between codes; what each number of a code does; all codes, where they have two numbers.
+    """What each number of a code does; all codes, where they have two numbers.
 
     In a traversal row j shows what the number that changes the sample j-th most does from -3 to 3,
-    the rest staying as in the first code.
+    the rest staying as they are.
 
     Args:
       decode: codes [n, *shape] -> samples [n, ...].
-      z: [n, *shape], drawn from the prior.
+      z: [*shape], drawn from the prior.
 
     Returns:
-      {caption: samples [rows, columns, ...]}.
+      {caption: samples [rows, columns, ...]}; {} of codes that are maps.
     """
-    n, shape = len(z), z.shape[1:]
+    figures, shape = {}, z.shape
 
     def decoded(codes: jax.Array) -> jax.Array:
         """Samples [rows, columns, ...] of codes [rows, columns, *shape]."""
         samples = decode(codes.reshape(-1, *shape))
         return samples.reshape(*codes.shape[:2], *samples.shape[1:])
 
-    figures, rows = {}, min(n // 2, 8)
-    if rows:
-        shares = jnp.linspace(0.0, 1.0, COLUMNS).reshape(1, -1, *(1 for _ in shape))
-        path = z[:rows, None] * (1 - shares) + z[rows : 2 * rows, None] * shares
-        figures["Interpolations: codes on straight lines between two samples"] = decoded(path)
     if len(shape) == 1:
         numbers = jnp.arange(shape[0])
-        changed = jnp.tile(z[0], (shape[0], COLUMNS, 1))
+        changed = jnp.tile(z, (shape[0], COLUMNS, 1))
         changed = changed.at[numbers, :, numbers].set(jnp.linspace(-3.0, 3.0, COLUMNS)[None])
         samples = decoded(changed)
         effect = jnp.abs(samples[:, -1] - samples[:, 0]).sum(tuple(range(1, samples.ndim - 1)))

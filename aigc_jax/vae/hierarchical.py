@@ -22,6 +22,7 @@ from aigc_jax.family import (
     Drawing,
     Extra,
     Family,
+    LossValue,
     Params,
     Phase,
     Variables,
@@ -29,9 +30,8 @@ from aigc_jax.family import (
     Views,
 )
 from aigc_jax.networks.vae.ladder import Ladder, parse
-from aigc_jax.vae import objectives
-from aigc_jax.vae import settings as sections
-from aigc_jax.vae.base import Autoencoder, LossValue
+from aigc_jax.vae import objectives, sections
+from aigc_jax.vae.base import Autoencoder
 from aigc_jax.vae.likelihood import per_example
 
 NETWORKS = {"ladder": Ladder}
@@ -52,6 +52,7 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
         network=sections.network(NETWORKS, config["network"], spec, likelihood.channels),
         shape=tuple(spec.shape),
         likelihood=likelihood,
+        has_bits=sections.has_bits(likelihood, spec),
         kl_cost=sections.kl_cost(settings["kl"]),
         **section("sampling", config["sampling"], ("temperature",)),
     ).family()
@@ -98,18 +99,8 @@ class HierarchicalVAE(Autoencoder):
         return value, (metrics, view.extra)
 
     def evaluate(self, variables: Variables, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        """{"neg_elbo", "kl", "distortion": [B]} in nats, from one z, and bits/dim of the first.
-
-        The last is of bytes, so with likelihood "bernoulli" only for images of black and white.
-        """
-        log_p, kl = self.elbo_terms(variables.params, batch["x"], key)
-        elbo = objectives.elbo(log_p, kl)
-        return {
-            "neg_elbo": -elbo,
-            "kl": per_example(kl),
-            "distortion": -log_p,
-            "bits_per_dim": objectives.bits_per_dim(elbo, self.dims, self.likelihood.bins),
-        }
+        """`bounds`, from one z."""
+        return self.bounds(*self.elbo_terms(variables.params, batch["x"], key))
 
     def encode(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
         """{"kl": [B, J]} nats, from one z: always the same one of an example at that place."""

@@ -1,4 +1,4 @@
-"""What a variational autoencoder maximises, what its KL costs, and whether its codes are used.
+"""What a variational autoencoder maximises, and what its KL costs.
 
 log p(x) >= E_q(z|x) log p(x|z) - KL(q(z|x) || p(z)), Kingma & Welling 2014 (arXiv:1312.6114),
 eq. 3, with q and p diagonal Gaussians, p(z) = N(0, I). Everything is in nats, one value per example
@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import logsumexp
 
 from aigc_jax.checks import one_of
-from aigc_jax.vae.likelihood import gaussian_log_prob, per_example
+from aigc_jax.vae.likelihood import per_example
 
 Cost = Callable[[jax.Array, jax.Array], jax.Array]  # (kl [B, ...], step) -> nats [B]
 
@@ -42,9 +41,9 @@ def clip_logvar(logvar: jax.Array) -> jax.Array:
     return jnp.clip(logvar, -30.0, 20.0)
 
 
-def elbo(log_px: jax.Array, *kl: jax.Array) -> jax.Array:
-    """log p(x|z) [B] less each KL [B, ...] of a (hierarchical) posterior, nats [B]."""
-    return log_px - sum(per_example(k) for k in kl)
+def elbo(log_px: jax.Array, kl: jax.Array) -> jax.Array:
+    """log p(x|z) [B] less the KL [B, ...], nats [B]."""
+    return log_px - per_example(kl)
 
 
 def iwae(log_w: jax.Array) -> jax.Array:
@@ -74,14 +73,14 @@ def importance_log_likelihood(
     return _log_sum(jnp.stack(parts)) - math.log(k)
 
 
-def bits_per_dim(log_p: jax.Array, dims: int, bins: float) -> jax.Array:
+def bits_per_dim(log_p: jax.Array, dims: int, bytes_per_unit: float) -> jax.Array:
     """-log p(x) [B] as bits for each of an image's `dims` bytes.
 
-    `bins`, a likelihood's, are the bytes in a unit of x: the probability of a byte is near
-    p(x) / bins where p is a density (1 / 127.5 is a byte's width on [-1, 1]), exact with bytes
-    dequantised by uniform noise, and p(x) where it is discrete.
+    The probability of a byte is near p(x) / bytes_per_unit where p is a density (1 / 127.5 is a
+    byte's width on [-1, 1]), exact with bytes dequantised by uniform noise, and p(x) where it is
+    discrete; see `Likelihood`.
     """
-    return -log_p / (dims * math.log(2)) + math.log2(bins)
+    return -log_p / (dims * math.log(2)) + math.log2(bytes_per_unit)
 
 
 def linear(steps: int) -> Callable:
@@ -169,72 +168,6 @@ def capacity(gamma: float, nats: float, steps: int) -> Cost:
     """
     rise = linear(steps)
     return lambda kl, step: gamma * jnp.abs(per_example(kl) - nats * rise(step))
-
-
-def active_units(means: jax.Array, threshold: float = 0.01) -> jax.Array:
-    """Which latent dimensions tell examples apart, bool [d].
-
-    Those whose posterior mean has a variance above `threshold` over the data, of `means` [N, d]
-    (Burda et al. 2015, arXiv:1509.00519, sec. 5.2).
-    """
-    return jnp.var(means, axis=0) > threshold
-
-
-def aggregate_moments(means: jax.Array, logvar: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean [d] and covariance [d, d] of the aggregate posterior (1/N) sum_n q(z|x_n), of [N, d].
-
-    N(0, I) has zeros and the identity.
-    """
-    mean = jnp.mean(means, axis=0)
-    centred = means - mean[None]
-    spread = jnp.matmul(centred.T, centred, precision="highest") / len(means)
-    return mean, spread + jnp.diag(jnp.mean(jnp.exp(logvar), axis=0))
-
-
-@jax.jit
-def mutual_information(means: jax.Array, logvar: jax.Array, key: jax.Array) -> jax.Array:
-    """I(x; z) in nats of z from q(z|x) of N examples' means and log-variances [N, d].
-
-    E KL(q(z|x) || p) - KL(q(z) || p) = E log q(z|x) - E log q(z) (Hoffman & Johnson 2016, "ELBO
-    surgery"), from one z an example, with q(z) the mixture of these N posteriors. It cannot exceed
-    log N: a value near that is a statement about N, not about I. The mean KL less this is
-    KL(q(z) || p), how far the aggregate posterior is from the prior.
-    """
-    z = means + jnp.exp(0.5 * logvar) * jax.random.normal(key, means.shape)
-
-    def log_q(z_n: jax.Array) -> jax.Array:
-        return per_example(gaussian_log_prob(z_n[None], means, logvar))
-
-    # A row at a time: all N^2 d differences at once would not fit.
-    marginal = jax.lax.map(lambda z_n: logsumexp(log_q(z_n)), z) - math.log(len(z))
-    return jnp.mean(per_example(gaussian_log_prob(z, means, logvar)) - marginal)
-
-
-def collapse_warning(kl: np.ndarray, active: np.ndarray) -> str:
-    """What is wrong with the codes, in words; "" where nothing is.
-
-    `kl` [d], the mean over the data of each dimension's KL, nats; `active` [d], `active_units`.
-    """
-    kl, active = np.asarray(kl, np.float64), np.asarray(active, bool)
-    n, d, total = int(active.sum()), len(active), float(kl.sum())
-    if not np.isfinite(total):
-        return "The KL is not finite: a log-variance or a mean of the encoder has run away."
-    cure = "Lower beta, anneal it from 0, or give free bits."
-    if n == 0:
-        return (
-            f"Posterior collapse: none of {d} latent dimensions is active and the KL is "
-            f"{total:.3g} nats, so the decoder ignores its code. {cure}"
-        )
-    if n < 0.1 * d:
-        return f"Near posterior collapse: {n} of {d} latent dimensions are active. {cure}"
-    idle = float(kl[~active].sum())
-    if idle > 0.1 * total:
-        return (
-            f"{idle:.3g} of {total:.3g} nats of KL are in {d - n} latent dimensions that are the "
-            "same for every example: they cost and say nothing (free bits do this, and so does too "
-            "short a training)."
-        )
-    return ""
 
 
 _log_sum = jax.jit(lambda log_w: logsumexp(log_w, axis=0))

@@ -22,6 +22,7 @@ from aigc_jax.family import (
     Drawing,
     Extra,
     Family,
+    LossValue,
     Params,
     Phase,
     Variables,
@@ -29,10 +30,9 @@ from aigc_jax.family import (
     Views,
 )
 from aigc_jax.gaussian import normal_kl
-from aigc_jax.vae import figures, objectives
-from aigc_jax.vae import settings as sections
+from aigc_jax.vae import figures, objectives, sections
 from aigc_jax.vae.adversary import Adversary, balance
-from aigc_jax.vae.base import Autoencoder, LossValue
+from aigc_jax.vae.base import Autoencoder
 from aigc_jax.vae.likelihood import gaussian_log_prob, per_example
 from aigc_jax.vae.noise import BINARISE, Noise
 from aigc_jax.vae.objectives import Importance
@@ -82,7 +82,7 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
         shape=shape,
         likelihood=likelihood,
         conditions=conditions,
-        latent_shape=latent_shape(network, shape),
+        has_bits=sections.has_bits(likelihood, spec, settings["binarise"]),
         kl_cost=kl_cost,
         binarise=settings["binarise"],
         importance=Importance(**importance),
@@ -93,35 +93,25 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     ).family()
 
 
-def latent_shape(network: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of one code of a network, for examples of `shape`."""
-    mean = jax.eval_shape(
-        lambda key, x: network.init_with_output(key, x, method=network.encode)[0][0],
-        jax.random.key(0),
-        jax.ShapeDtypeStruct((1, *shape), jnp.float32),
-    )
-    return mean.shape[1:]
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class VAE(Autoencoder):
     """A VAE as its parts; each method is a step of its papers.
 
-    The network has `encode(x, label) -> (mean, logvar)` and `decode(z, label) -> outputs`.
+    The network has `encode(x, label) -> (mean, logvar)`, `decode(z, label) -> outputs` and
+    `latent_shape`, that of one code.
 
     Attributes:
-      latent_shape: of one code.
       kl_cost: (kl [B, ...], step) -> what the KL costs in training, [B]. Not used where
         `importance.samples` is above 1.
       binarise: of the data: "none", "threshold" (at half), or "dynamic" (drawn anew each time).
       importance: how many samples of z the bounds have.
-      noise: what the encoder is given instead of x in training.
+      noise: what the encoder is given instead of x in training, and in `evaluate`, whose bound is
+        the one that training maximises; `importance_bound` and `encode` give it x itself.
       perceptual: a cost beside the bound, of reconstructions in the maps of a frozen network.
       adversary: a second player, who tells reconstructions from data.
       sampling: where samples' codes come from.
     """
 
-    latent_shape: tuple[int, ...]
     kl_cost: objectives.Cost
     binarise: str = "none"
     importance: Importance = field(default_factory=Importance)
@@ -147,6 +137,11 @@ class VAE(Autoencoder):
             )
 
     # --- The model -------------------------------------------------------------------------------
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of one code."""
+        return tuple(self.network.latent_shape)
 
     def init(self, key: jax.Array) -> tuple[Params, Extra]:
         """Parameters of each player, and no other state."""
@@ -251,16 +246,9 @@ class VAE(Autoencoder):
     # --- Bounds on the likelihood ----------------------------------------------------------------
 
     def evaluate(self, variables: Variables, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        """{"neg_elbo", "kl", "distortion": [B]} in nats, from one z, and bits/dim of the first."""
+        """`bounds`, from one z."""
         x, outputs, kl = self.forward(variables.params, batch, key)
-        log_p = self.log_likelihood(variables.params, outputs, x)
-        elbo = objectives.elbo(log_p, kl)
-        metrics = {"neg_elbo": -elbo, "kl": per_example(kl), "distortion": -log_p}
-        # Of grey pixels the Bernoulli is no likelihood: its bits per pixel would mean nothing.
-        if self.likelihood.name != "bernoulli" or self.binarise != "none":
-            bits = objectives.bits_per_dim(elbo, self.dims, self.likelihood.bins)
-            metrics["bits_per_dim"] = bits
-        return metrics
+        return self.bounds(self.log_likelihood(variables.params, outputs, x), kl)
 
     def importance_bound(
         self, variables: Variables, batch: Batch, key: jax.Array
@@ -351,7 +339,7 @@ class VAE(Autoencoder):
             label = jnp.full((len(z),), cond["label"][0]) if self.conditions else None
             return self.mean_of(variables.params, z, label)
 
-        return figures.of_codes(decoded, self.start(variables, keys, cond)["z"])
+        return figures.of_codes(decoded, self.draw_prior(variables, keys[0]))
 
     # --- The whole -------------------------------------------------------------------------------
 

@@ -23,15 +23,15 @@ from aigc_jax.family import (
     Drawing,
     Extra,
     Family,
+    LossValue,
     Params,
     Phase,
     Variables,
     View,
     Views,
 )
-from aigc_jax.vae import objectives, quantize
-from aigc_jax.vae import settings as sections
-from aigc_jax.vae.base import Autoencoder, LossValue
+from aigc_jax.vae import quantize, sections
+from aigc_jax.vae.base import Autoencoder
 
 PRIORS = ("frequency", "uniform")
 
@@ -75,6 +75,7 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
         shape=tuple(spec.shape),
         likelihood=likelihood,
         conditions=conditions,
+        has_bits=sections.has_bits(likelihood, spec),
         codebook=Codebook(**codebook),
         **section("sampling", config["sampling"], ("prior",)),
     ).family()
@@ -160,23 +161,15 @@ class VQVAE(Autoencoder):
         return jnp.mean(self.codebook.commitment * distance - log_p), (metrics, updated)
 
     def evaluate(self, variables: Variables, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        """{"neg_elbo", "kl", "distortion": [B]} in nats, bits/dim, and |z - z_q|^2 "commitment".
+        """`bounds`, and |z - z_q|^2 as "commitment", [B].
 
         The bound is that of the uniform prior over indices, to which the KL is a constant; a
-        learned one would lower it. Bits/dim are of bytes, so with likelihood "bernoulli" only for
-        images of black and white.
+        learned one would lower it.
         """
         z, z_q, _ = self.quantize(variables.params, variables.extra, batch)
         log_p, distance = self.terms(variables.params, batch, z, z_q)
-        return {
-            "neg_elbo": self.rate - log_p,
-            "kl": jnp.full_like(log_p, self.rate),
-            "distortion": -log_p,
-            "commitment": distance,
-            "bits_per_dim": objectives.bits_per_dim(
-                log_p - self.rate, self.dims, self.likelihood.bins
-            ),
-        }
+        kl = jnp.full_like(log_p, self.rate)
+        return {**self.bounds(log_p, kl), "commitment": distance}
 
     def encode(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
         """{"index": int [B, *places]}."""

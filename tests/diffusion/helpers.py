@@ -44,6 +44,7 @@ def model(of, num_classes=0, *, shape=SHAPE, sampling=None, **changes):
         "timesteps": T,
         "prediction": "x0",
         "weighting": "simple",
+        "label_dropout": 0.1,
         "sampling": {**SAMPLING, **(sampling or {})},
         **changes,
     }

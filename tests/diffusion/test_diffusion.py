@@ -52,12 +52,21 @@ def test_a_network_that_knows_the_image_has_loss_zero(prediction):
 def test_evaluation_weighs_each_example_by_its_time_and_visits_all_times_evenly():
     made = model(lambda x, *_: 0.0, weighting="snr")
     snr = (PROCESS.alpha / PROCESS.sigma) ** 2
-    # As many examples as times: example i is at time i, whatever the key.
+    # As many examples as times: each time has one of them, whatever the key.
     for seed in range(3):
-        np.testing.assert_allclose(evaluate(made, images(T, 0.5), seed), 0.25 * snr, rtol=1e-5)
-    half = evaluate(made, images(T // 2, 0.5))
+        found = np.sort(evaluate(made, images(T, 0.5), seed))[::-1]
+        np.testing.assert_allclose(found, 0.25 * snr, rtol=1e-5)
+    half = np.sort(evaluate(made, images(T // 2, 0.5)))[::-1]
     either = np.isclose(half[:, None], 0.25 * snr.reshape(-1, 2), rtol=1e-5)
     assert np.array_equal(either.sum(axis=1), np.ones(T // 2))
+
+
+def test_the_first_rows_of_a_batch_see_all_times_since_padding_follows_them():
+    found = evaluate(model(lambda x, t, *_: column(t)), images(10 * T))
+    first = np.sqrt(found)[: 2 * T]  # of a black image the error is t^2
+    np.testing.assert_allclose(first.mean(), (T - 1) / 2, atol=3)
+    assert first.min() < T / 4
+    assert first.max() > 3 * T / 4
 
 
 def test_times_of_the_loss_are_uniform_over_the_whole_process():
@@ -128,10 +137,10 @@ def test_evaluation_is_one_look_of_the_network_at_one_draw():
     found = made.evaluate(VARIABLES, batch, jax.random.key(7))
     assert found.keys() == {"loss"}
     ((x_t, t),) = seen
-    # The draw that stored results were made with.
-    time_key, noise_key = jax.random.split(jax.random.key(7))
+    # The draw that stored results are made with.
+    time_key, noise_key, order_key = jax.random.split(jax.random.key(7), 3)
     u = (np.arange(6) + jax.random.uniform(time_key, (6,))) / 6
-    index = np.asarray(u * T, int)
+    index = np.asarray(jax.random.permutation(order_key, np.asarray(u * T, int)))
     np.testing.assert_array_equal(t, index)
     alpha, sigma = PROCESS.alpha[index], PROCESS.sigma[index]
     eps = jax.random.normal(noise_key, (6, *SHAPE))
@@ -267,6 +276,9 @@ def test_levels_of_damage_are_shares_of_the_times():
 def test_settings_that_cannot_work_are_told_when_the_family_is_built():
     with pytest.raises(ValueError, match=r"guidance other than 1 needs diffusion.conditional"):
         model(with_memory, sampling={"guidance": 2.0})
+    with pytest.raises(ValueError, match=r"sampling.guidance .* diffusion.label_dropout above 0"):
+        model(with_memory, 3, label_dropout=0.0, sampling={"guidance": 2.0})
+    model(with_memory, 3, label_dropout=0.0)
     with pytest.raises(ValueError, match=r"sampling.steps must lie in 1..20"):
         model(with_memory, sampling={"steps": 21})
     with pytest.raises(ValueError, match=r"diffusion.prediction is one of eps, x0, v"):

@@ -26,6 +26,16 @@ def test_means_are_over_examples_and_padding_does_not_count():
     np.testing.assert_allclose(found["x"].error, np.std([1, 2, 6], ddof=1) / 3**0.5, rtol=1e-6)
 
 
+def test_a_large_mean_leaves_the_error_its_digits():
+    rng = np.random.default_rng(0)
+    values = (1e5 + rng.normal(size=(4, 50))).astype(np.float32)
+    rows = [{"x": jnp.asarray(row), "mask": jnp.ones(50)} for row in values]
+    found = means(lambda batch, key: {"x": batch["x"]}, rows, jax.random.key(0))["x"]
+    exact = values.astype(np.float64)
+    np.testing.assert_allclose(found.value, exact.mean(), rtol=1e-8)
+    np.testing.assert_allclose(found.error, exact.std(ddof=1) / 200**0.5, rtol=1e-3)
+
+
 def test_a_real_value_that_is_not_a_number_is_not_hidden():
     rows = [{"x": jnp.array([1.0, jnp.nan]), "mask": jnp.ones(2)}]
     found = means(lambda batch, key: {"x": batch["x"]}, rows, jax.random.key(0))

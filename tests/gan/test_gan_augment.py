@@ -181,7 +181,7 @@ def test_a_traced_probability_is_how_often():
 def test_an_unknown_part_is_named():
     message = r"gan\.augment\.policy is one of color, translation, cutout, not 'colour'"
     with pytest.raises(ValueError, match=message):
-        augment.differentiable(KEY, X, ("cutout", "colour"), 1.0)
+        augment.Augmentation(("cutout", "colour"))
 
 
 def test_the_probability_follows_the_sign_of_the_real_logits():

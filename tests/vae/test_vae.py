@@ -63,7 +63,7 @@ def linear(likelihood):
         return z @ weights["w"]
 
     v, w = 0.1 * np.random.default_rng(1).normal(size=(2, 10, 3)).astype(np.float32)
-    network = Formula(encode, decode, {"v": v, "w": w.T, "logvar": np.zeros(3, np.float32)})
+    network = Formula(encode, decode, {"v": v, "w": w.T, "logvar": np.zeros(3, np.float32)}, (3,))
     return vae(network, shape=(10,), likelihood=likelihood)
 
 
@@ -145,13 +145,6 @@ def test_the_bound_is_distortion_and_kl_and_both_are_their_formulas():
     np.testing.assert_allclose(value, np.mean(distortion + kl), rtol=1e-5)
     np.testing.assert_allclose(shown["neg_elbo"], value, rtol=1e-6)
     np.testing.assert_allclose(shown["kl"], kl, rtol=1e-5)
-
-
-def test_a_cross_entropy_of_grey_pixels_is_not_called_bits_per_dim():
-    bernoulli = likelihoods.build("bernoulli", 1)
-    assert "bits_per_dim" not in metrics(vae(Formula(identity), likelihood=bernoulli), images(2))
-    black_and_white = vae(Formula(identity), likelihood=bernoulli, binarise="threshold")
-    assert "bits_per_dim" in metrics(black_and_white, images(2))
 
 
 W, SIGMA = 0.7, 0.5  # x = W z + SIGMA eps of each pixel: its posterior and p(x) are known

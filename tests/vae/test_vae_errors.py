@@ -5,6 +5,7 @@ import specs
 from vae_toys import DIGITS, config, mlp
 
 from aigc_jax import build
+from configs import hvae_cifar
 
 
 @pytest.mark.parametrize(
@@ -114,5 +115,14 @@ def test_a_convolution_of_points_is_refused(network):
     setting = config(vae__likelihood__name="gaussian")
     with setting.unlocked():
         setting.network = {"name": network, "latent": 2}
-    with pytest.raises(ValueError, match=r"takes images, not examples of shape \(2,\)"):
+    message = rf"network\.name={network} takes images, and the data are points: only mlp"
+    with pytest.raises(ValueError, match=message):
+        build.build(setting, specs.points())
+
+
+def test_a_ladder_of_points_is_refused():
+    setting = hvae_cifar.get_config("smoke")
+    with setting.unlocked():
+        setting.vae.likelihood.name = "gaussian"
+    with pytest.raises(ValueError, match=r"network\.name=ladder takes images, and the data are po"):
         build.build(setting, specs.points())

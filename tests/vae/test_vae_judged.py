@@ -1,5 +1,6 @@
 """How a VAE is judged, and what it shows of its codes."""
 
+import functools
 import itertools
 
 import jax
@@ -18,11 +19,11 @@ from vae_toys import (
 from aigc_jax import build
 from aigc_jax.data import datasets
 from aigc_jax.family import Variables
-from aigc_jax.runs import examples
+from aigc_jax.runs import examples, pictures
 from aigc_jax.sampling.driver import Driver, draw
 from aigc_jax.training import sharding
 from aigc_jax.vae import posterior
-from configs import vae_digits, vae_mnist
+from configs import hvae_cifar, vae_digits, vae_mnist, vqvae_cifar
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,38 @@ def test_a_collapsed_model_is_warned_of_and_a_living_one_is_not():
     np.testing.assert_allclose(found["aggregate_variance"], 1, atol=0.15)
 
 
+def of_likelihood(name, made=config, **changes):
+    setting = made(**changes)
+    with setting.unlocked():
+        setting.vae.likelihood.name = name
+    return setting
+
+
+CIFAR = specs.images((32, 32, 3), 10)
+
+
+@pytest.mark.parametrize(
+    ("setting", "spec", "reported"),
+    [
+        (of_likelihood("gaussian_learned"), DIGITS, True),
+        (of_likelihood("bernoulli", vae__binarise="threshold"), DIGITS, True),
+        (of_likelihood("bernoulli"), DIGITS, False),  # a cross entropy of grey pixels
+        (of_likelihood("gaussian_optimal"), DIGITS, False),  # no likelihood
+        (of_likelihood("gaussian"), specs.points(), False),  # no bytes
+        (hvae_cifar.get_config("smoke"), CIFAR, True),
+        (of_likelihood("bernoulli", lambda: hvae_cifar.get_config("smoke")), CIFAR, False),
+        (of_likelihood("gaussian_optimal", lambda: vqvae_cifar.get_config("smoke")), CIFAR, False),
+    ],
+)
+def test_bits_per_dimension_are_reported_where_they_count_an_images_bytes(setting, spec, reported):
+    made = build.build(setting, spec)
+    variables = jax.eval_shape(lambda key: Variables(*made.init(key)), jax.random.key(0))
+    batch = {"x": jax.ShapeDtypeStruct((2, *spec.shape), jnp.float32)}
+    found = jax.eval_shape(made.evaluate, variables, batch, jax.random.key(0))
+    assert ("bits_per_dim" in found) == reported
+    assert {"neg_elbo", "kl", "distortion"} <= found.keys()
+
+
 def test_every_variant_of_the_configs_can_be_built():
     spec = {vae_digits: DIGITS, vae_mnist: specs.images((28, 28, 1), 10)}
     for module, variant in itertools.chain.from_iterable(
@@ -100,7 +133,7 @@ def test_every_variant_of_the_configs_can_be_built():
         assert params.keys() == {"net"}, variant
 
 
-def test_figures_show_paths_of_codes_and_what_each_number_does():
+def test_figures_show_ways_between_samples_and_what_each_number_does():
     keys = jax.random.split(jax.random.key(0), 16)
     made = mlp(network__latent=2)
     variables = Variables(*jax.jit(made.init)(jax.random.key(1)))
@@ -108,13 +141,16 @@ def test_figures_show_paths_of_codes_and_what_each_number_does():
     found = {caption.split(":")[0]: images for caption, images in figures.items()}
     shapes = {name: images.shape for name, images in found.items()}
     assert shapes == {
-        "Interpolations": (8, 10, 8, 8, 1),
         "Traversals": (2, 10, 8, 8, 1),
         "Manifold": (15, 15, 8, 8, 1),
     }
     ends = Driver(made.drawing, "cpu")(variables, keys, {})
-    np.testing.assert_allclose(found["Interpolations"][:, 0], ends[:8], atol=1e-5)
-    np.testing.assert_allclose(found["Interpolations"][:, -1], ends[8:], atol=1e-5)
+    ways = jax.jit(functools.partial(pictures.interpolations, made.drawing))(variables, keys, {})
+    assert ways.shape == (8, 10, 8, 8, 1)
+    np.testing.assert_allclose(ways[:, 0], ends[:8], atol=1e-5)
+    np.testing.assert_allclose(ways[:, -1], ends[8:], atol=1e-5)
+    words = [p.word for p in pictures.figures(made, variables, sharding.make_mesh(), 0, "image")]
+    assert words == ["interpolations", "manifold", "traversals"]
     effect = np.abs(found["Traversals"][:, -1] - found["Traversals"][:, 0]).sum((1, 2, 3))
     assert effect[0] >= effect[1] > 0
     middle = made.codec.decode(variables, jnp.zeros((1, 2)), {})
@@ -129,4 +165,5 @@ def test_a_vae_of_points_draws_points():
     assert jax.eval_shape(made.evaluate, variables, batch, key)["neg_elbo"].shape == (8,)
     assert Driver(made.drawing, "cpu")(variables, keys, {}).shape == (4, 2)
     figures = jax.eval_shape(made.views.figures, variables, keys, {})
-    assert {images.shape for images in figures.values()} == {(2, 10, 2), (3, 10, 2)}
+    assert {images.shape for images in figures.values()} == {(3, 10, 2)}
+    assert pictures.figures(made, variables, sharding.make_mesh(), 0, "points") == []

@@ -75,16 +75,6 @@ def test_a_likelihood_and_its_gradient_are_torchs(float64, name, channels):
     np.testing.assert_allclose(slope, theirs.grad, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["bernoulli", "continuous_bernoulli"])
-def test_data_outside_the_range_of_a_bernoulli_are_refused(name):
-    like = likelihood.build(name, 1)
-    for wrong in (1.01, -255.0, np.nan):
-        with pytest.raises(
-            ValueError, match=r"needs data in \[0, 1\].*vae.likelihood.name=gaussian"
-        ):
-            like.log_prob(jnp.zeros((1, 2, 2, 1)), jnp.full((1, 2, 2, 1), wrong))
-
-
 def test_the_learned_sigma_has_the_gradient_of_a_normals_scale(float64):
     rng = np.random.default_rng(1)
     outputs, x = rng.normal(size=(2, 4, 2, 2, 1))

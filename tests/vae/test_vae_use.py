@@ -29,6 +29,7 @@ from vae_toys import (
 
 from aigc_jax import build
 from aigc_jax.family import Variables
+from aigc_jax.runs import pictures
 from aigc_jax.sampling.driver import Driver
 from aigc_jax.training import sharding
 from aigc_jax.vae import likelihood as likelihoods
@@ -93,6 +94,13 @@ def test_the_decoder_is_given_the_label_wherever_it_is_used():
     shown.append(made.reconstruct(variables, batch, keys[0])["reconstruction"][1])
     for found in shown:
         np.testing.assert_allclose(found, expected, rtol=1e-6)
+    ways = pictures.interpolations(made.family().drawing, variables, keys, cond)
+    np.testing.assert_allclose(ways, np.stack([expected[:2]] * 10, axis=1), rtol=1e-6)
+
+    def of_vectors(weights, z, label):
+        return jnp.zeros((len(z), *SHAPE)) + level[label][:, None, None, None]
+
+    made = vae(Formula(constant(0.0, 0.0), of_vectors, latent_shape=(3,)), classes=3)
     figures = made.figures(variables, keys, cond)  # all of the first key's label
     np.testing.assert_allclose(next(iter(figures.values())), 0.1, rtol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Solvers of diffusion models, by name. They see only `denoise(x, t)`, an estimate of x_0.
+"""Solvers of diffusion models, by name. They see only `denoise(x, index)`, an estimate of x_0.
 
 A new solver is a file beside this one and a row of `SOLVERS`; a setting that only it has is one
 more field of `Settings`.

@@ -10,7 +10,7 @@ from aigc_jax.diffusion.solvers.base import Solver, from_to
 VARIANCES = ("fixed_small", "fixed_large")
 
 
-def solver(process: Process, index: np.ndarray, variance: str = "fixed_large") -> Solver:
+def solver(process: Process, index: np.ndarray, variance: str) -> Solver:
     """Ancestral sampling (Ho et al. 2020, algorithm 2) over the times `index` [S], descending.
 
     With fewer steps than T the betas are those of the process between the chosen times (Nichol &

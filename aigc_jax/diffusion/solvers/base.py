@@ -12,14 +12,16 @@ import numpy as np
 
 from aigc_jax.diffusion.process import Process
 
-Denoise = Callable[[jax.Array, jax.Array], jax.Array]  # (x [n, ...], t scalar) -> x_0 [n, ...]
+# (x [n, ...], number of a time of the process, scalar) -> x_0 [n, ...]
+Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Solver(NamedTuple):
     """A way from noise to samples in S steps.
 
     Attributes:
-      table: {name: float64 [S]}, what each step needs; always holds "t", its time.
+      table: {name: float64 [S]}, what each step needs; always holds "index", the number of its
+        time.
       step: (denoise, carry, row {name: scalar}, noise like x or None) -> (carry, x_0 estimate).
       start: x_T [n, ...] standard normal -> carry.
       finish: carry -> samples [n, ...].
@@ -33,17 +35,17 @@ class Solver(NamedTuple):
     stochastic: bool = True
 
 
-def linear(t: np.ndarray, c_x0: np.ndarray, c_x: np.ndarray, std: np.ndarray) -> Solver:
+def linear(index: np.ndarray, c_x0: np.ndarray, c_x: np.ndarray, std: np.ndarray) -> Solver:
     """A single-step solver whose steps are linear: `linear_step` over columns [S]."""
-    table = {"t": np.asarray(t, np.float64), "c_x0": c_x0, "c_x": c_x, "std": std}
+    table = {"index": np.asarray(index, np.float64), "c_x0": c_x0, "c_x": c_x, "std": std}
     return Solver(table, linear_step, stochastic=bool(np.any(std)))
 
 
 def linear_step(
     denoise: Denoise, x: jax.Array, row: dict[str, jax.Array], noise: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """(c_x0 denoise(x, t) + c_x x + std noise, denoise(x, t))."""
-    x0 = denoise(x, row["t"])
+    """(c_x0 denoise(x, index) + c_x x + std noise, denoise(x, index))."""
+    x0 = denoise(x, row["index"])
     new = row["c_x0"] * x0 + row["c_x"] * x
     return (new if noise is None else new + row["std"] * noise), x0
 

@@ -18,4 +18,4 @@ def solver(process: Process, index: np.ndarray, eta: float = 0.0) -> Solver:
     # The posterior q(x_s | x_t, x_0) has this std at eta = 1, for any alpha and sigma.
     std = eta * sigma_s * np.sqrt(np.maximum(1 - (alpha * sigma_s / (alpha_s * sigma)) ** 2, 0))
     c_x = np.sqrt(np.maximum(sigma_s**2 - std**2, 0)) / sigma
-    return linear(process.times[index], alpha_s - c_x * alpha, c_x, std)
+    return linear(index, alpha_s - c_x * alpha, c_x, std)

@@ -18,8 +18,7 @@ def trailing(steps: int, total: int) -> np.ndarray:
 
 
 def linspace(steps: int, total: int) -> np.ndarray:
-    # One step must start from the noisiest time, not from the cleanest.
-    return np.round(np.linspace(0, total - 1, steps)) if steps > 1 else np.array([total - 1])
+    return np.round(np.linspace(0, total - 1, steps))
 
 
 def quadratic(steps: int, total: int) -> np.ndarray:
@@ -39,7 +38,7 @@ SPACINGS = {
 
 
 def timesteps(spacing: str, steps: int, total: int) -> np.ndarray:
-    """`steps` of the times 0..total-1, descending, int [steps].
+    """`steps` of the times 0..total-1, descending, int [steps]; one step is from the noisiest.
 
     Raises:
       ValueError: an unknown spacing, or more steps than there are times.
@@ -49,4 +48,6 @@ def timesteps(spacing: str, steps: int, total: int) -> np.ndarray:
             f"sampling.steps must lie in 1..{total} (diffusion.timesteps), not {steps}"
         )
     one_of("sampling.spacing", spacing, SPACINGS)
+    if steps == 1:  # from the cleanest time it would give back the noise that it is given
+        return np.array([total - 1])
     return SPACINGS[spacing](steps, total)[::-1].astype(int)

@@ -64,22 +64,23 @@ def mode_coverage(predicted: np.ndarray, real_frequencies: np.ndarray) -> ModeCo
     Srivastava et al. 2017 (VEEGAN, arXiv:1705.07761).
 
     Args:
-      predicted: int [n], n >= 1, the mode of each sample, in 0..K-1.
+      predicted: int [n], the mode of each sample, in 0..K-1; the divergence of none is infinite.
       real_frequencies: [K], shares or counts of the modes among real data.
 
     Raises:
-      ValueError: no samples, modes outside 0..K-1, frequencies that are none, or samples in a mode
-        that real data does not have, for which the divergence is infinite.
+      ValueError: modes outside 0..K-1, frequencies that are none, or samples in a mode that real
+        data does not have, for which the divergence is infinite.
     """
     predicted = np.asarray(predicted)
     real = np.asarray(real_frequencies, np.float64)
     if real.ndim != 1 or not np.isfinite(real).all() or (real < 0).any() or not real.sum() > 0:
         raise ValueError("real_frequencies must be [K], none negative, NaN or inf, and not all 0")
-    if predicted.ndim != 1 or not predicted.size or predicted.dtype.kind not in "iu":
+    if predicted.ndim != 1 or predicted.dtype.kind not in "iu":
         raise ValueError(
-            "predicted must be integers [n] and not empty, "
-            f"not {predicted.dtype} {list(predicted.shape)}"
+            f"predicted must be integers [n], not {predicted.dtype} {list(predicted.shape)}"
         )
+    if not predicted.size:
+        return ModeCoverage(covered=0, kl=float("inf"))
     if predicted.min() < 0 or predicted.max() >= len(real):
         raise ValueError(
             f"predicted must lie in 0..{len(real) - 1}, not in {predicted.min()}..{predicted.max()}"

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.checks import one_of
-from aigc_jax.networks.gan.layers import SMALL, check_shape, conv, leaky_relu
+from aigc_jax.networks.gan.layers import SMALL, conv, leaky_relu
+from aigc_jax.networks.layers import check_shape
 from aigc_jax.networks.strided import Doubling
 
 NORMS = ("instance", "none")  # of a discriminator

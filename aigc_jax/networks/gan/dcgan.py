@@ -23,7 +23,6 @@ from aigc_jax.networks.gan.layers import (
     ConditionalBatchNorm,
     MinibatchStd,
     check_conditioning,
-    check_shape,
     conv,
     dense,
     gain,
@@ -31,6 +30,7 @@ from aigc_jax.networks.gan.layers import (
     leaky_relu,
     with_label,
 )
+from aigc_jax.networks.layers import check_shape
 from aigc_jax.networks.strided import UpConv
 
 

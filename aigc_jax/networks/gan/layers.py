@@ -6,7 +6,6 @@ parameters is in the collection "batch_stats": with train=True it uses what it f
 and stores it if that collection is mutable, with train=False it uses what is stored.
 """
 
-from collections.abc import Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -14,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.checks import one_of
+from aigc_jax.networks.layers import INIT, check_label
 from aigc_jax.networks.strided import LAYOUT, halve
 
-# Glorot & Bengio 2010; the second one where a rectifier follows.
-GLOROT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+# Glorot & Bengio 2010 before a rectifier; `networks.layers.INIT` elsewhere.
 GLOROT_RELU = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
 SMALL = nn.initializers.normal(0.02)  # Radford et al. 2016
 ONES, ZEROS = nn.initializers.ones_init(), nn.initializers.zeros_init()
@@ -228,7 +227,7 @@ class SelfAttention(nn.Module):
             raise ValueError(
                 f"attention halves the sides and takes 1/8 of the channels of {x.shape}"
             )
-        layer = partial(dense, init=GLOROT, use_bias=False, spectral=self.spectral, train=train)
+        layer = partial(dense, init=INIT, use_bias=False, spectral=self.spectral, train=train)
         query = layer(x, c // 8, name="query").reshape(b, height * width, c // 8)
         key = _max_pool(layer(x, c // 8, name="key")).reshape(b, -1, c // 8)
         value = _max_pool(layer(x, c // 2, name="value")).reshape(b, -1, c // 2)
@@ -293,14 +292,6 @@ def with_label(x: jax.Array, label: jax.Array | None, num_classes: int) -> jax.A
     return jnp.concatenate([x, jnp.broadcast_to(one_hot, (*x.shape[:-1], num_classes))], axis=-1)
 
 
-def check_label(label: jax.Array | None, num_classes: int) -> None:
-    """ValueError for a label that the network cannot use, or for one that it misses."""
-    if num_classes and label is None:
-        raise ValueError(f"a network with num_classes={num_classes} was given no label")
-    if not num_classes and label is not None:
-        raise ValueError("a label was given to a network with num_classes=0")
-
-
 def check_conditioning(conditioning: str, num_classes: int) -> None:
     """ValueError for a discriminator's conditioning that does not exist, or that lacks labels."""
     one_of("network.discriminator.conditioning", conditioning, CONDITIONINGS)
@@ -309,9 +300,3 @@ def check_conditioning(conditioning: str, num_classes: int) -> None:
             f"network.discriminator.conditioning={conditioning!r} needs data with labels; this "
             "data set has none"
         )
-
-
-def check_shape(x: jax.Array, shape: Sequence[int]) -> None:
-    """ValueError for examples [B, ...] of another shape than the network was made for."""
-    if x.shape[1:] != tuple(shape):
-        raise ValueError(f"the network takes examples of shape {tuple(shape)}, not {x.shape[1:]}")

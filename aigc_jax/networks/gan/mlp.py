@@ -12,15 +12,14 @@ import jax.numpy as jnp
 
 from aigc_jax.checks import one_of
 from aigc_jax.networks.gan.layers import (
-    GLOROT,
     GLOROT_RELU,
     check_conditioning,
-    check_shape,
     dense,
     head,
     leaky_relu,
     with_label,
 )
+from aigc_jax.networks.layers import INIT, check_shape
 
 
 class Generator(nn.Module):
@@ -59,7 +58,7 @@ class Generator(nn.Module):
         for i, width in enumerate(self.hidden):
             name = f"hidden_{i}" if i else "in"
             h = rectify(dense(h, width, name=name, init=GLOROT_RELU))
-        h = dense(h.astype(jnp.float32), math.prod(self.shape), name="out", init=GLOROT)
+        h = dense(h.astype(jnp.float32), math.prod(self.shape), name="out", init=INIT)
         h = h.reshape(-1, *self.shape)
         return jnp.tanh(h) if self.output == "tanh" else h
 
@@ -102,5 +101,5 @@ class Discriminator(nn.Module):
             label,
             num_classes=self.num_classes,
             conditioning=self.conditioning,
-            init=GLOROT,
+            init=INIT,
         )

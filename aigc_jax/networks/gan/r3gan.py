@@ -19,12 +19,10 @@ from aigc_jax.checks import one_of
 from aigc_jax.networks.gan.layers import (
     ZEROS,
     check_conditioning,
-    check_label,
-    check_shape,
     dense,
     leaky_relu,
 )
-from aigc_jax.networks.layers import halved_sides
+from aigc_jax.networks.layers import check_label, check_shape, halved_sides
 from aigc_jax.networks.strided import LAYOUT
 
 UNIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")

@@ -15,19 +15,17 @@ import jax.numpy as jnp
 
 from aigc_jax.checks import one_of
 from aigc_jax.networks.gan.layers import (
-    GLOROT,
     GLOROT_RELU,
     ConditionalBatchNorm,
     SelfAttention,
     check_conditioning,
-    check_shape,
     conv,
     dense,
     downsample,
     head,
     with_label,
 )
-from aigc_jax.networks.layers import nearest
+from aigc_jax.networks.layers import INIT, check_shape, nearest
 
 
 def doublings(shape: Sequence[int]) -> int:
@@ -79,14 +77,14 @@ class Generator(nn.Module):
         blocks = doublings(self.shape)
         start = (height >> blocks, width >> blocks, self.width)
         h = dense(
-            z.astype(self.dtype), start[0] * start[1] * start[2], name="in", init=GLOROT
+            z.astype(self.dtype), start[0] * start[1] * start[2], name="in", init=INIT
         ).reshape(-1, *start)
         for i in range(blocks):
             if self.attention and i == blocks - 1:
                 h = SelfAttention(name="attention")(h, train=train)
             h = _Up(self.width, self.num_classes, name=f"up_{i}")(h, label, train=train)
         h = ConditionalBatchNorm(name="norm_out")(h.astype(jnp.float32), train=train)
-        return jnp.tanh(conv(nn.relu(h), channels, name="out", padding=1, init=GLOROT))
+        return jnp.tanh(conv(nn.relu(h), channels, name="out", padding=1, init=INIT))
 
 
 class Discriminator(nn.Module):
@@ -145,7 +143,7 @@ class Discriminator(nn.Module):
             label,
             num_classes=self.num_classes,
             conditioning=self.conditioning,
-            init=GLOROT,
+            init=INIT,
             spectral=spectral,
             train=train,
         )
@@ -166,7 +164,7 @@ class _Up(nn.Module):
         h = nn.relu(norm(name="norm2")(h, label, train=train))
         h = layer(h, name="conv2")
         # A 1x1 convolution of the small map: the same as of the large one, at a quarter of it.
-        return h + nearest(dense(x, self.features, name="shortcut", init=GLOROT), 2)
+        return h + nearest(dense(x, self.features, name="shortcut", init=INIT), 2)
 
 
 class _Down(nn.Module):
@@ -185,5 +183,5 @@ class _Down(nn.Module):
         h = layer(nn.relu(h), name="conv2")
         if not self.half:
             return x + h
-        shortcut = dense(downsample(x), self.features, name="shortcut", init=GLOROT, **settings)
+        shortcut = dense(downsample(x), self.features, name="shortcut", init=INIT, **settings)
         return downsample(h) + shortcut

@@ -31,6 +31,8 @@ from aigc_jax.networks.layers import (
     ResBlock,
     SelfAttention,
     Upsample,
+    check_label,
+    check_shape,
     conv,
     dense,
     halved_sides,
@@ -83,7 +85,7 @@ class MLP(_Autoencoder):
         self.decoder = layers(self.hidden[::-1], positions * self.out_channels)
 
     def encode(self, x: jax.Array, label: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        _check_shape(x, self.shape)
+        check_shape(x, self.shape)
         # In [0, 1], where the background of digits is zero: from -1 it would be the same large
         # input of every image, and learning is several times slower.
         x = (x.reshape(x.shape[0], -1) + 1) / 2
@@ -119,12 +121,14 @@ class Conv(_Autoencoder):
         return (self.latent,)
 
     def setup(self) -> None:
-        sizes = _halved(self.shape, len(self.widths), "network.widths", self.widths)
+        sizes = halved_sides(
+            self.shape[:2], len(self.widths), f"network.widths={tuple(self.widths)}"
+        )
         self.encoder = _ConvEncoder(self.latent, self.widths, self.dtype)
         self.decoder = _ConvDecoder(sizes, self.out_channels, self.widths, self.dtype)
 
     def encode(self, x: jax.Array, label: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        _check_shape(x, self.shape)
+        check_shape(x, self.shape)
         return _moments(self.encoder(_with_label(x, label, self.num_classes)))
 
     def decode(self, z: jax.Array, label: jax.Array | None = None) -> jax.Array:
@@ -167,7 +171,9 @@ class Residual(_Autoencoder):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         halvings = len(self.multipliers) - 1
-        sizes = _halved(self.shape, halvings, "network.multipliers", self.multipliers)
+        sizes = halved_sides(
+            self.shape[:2], halvings, f"network.multipliers={tuple(self.multipliers)}"
+        )
         return (*sizes, self.latent)
 
     def setup(self) -> None:
@@ -182,7 +188,7 @@ class Residual(_Autoencoder):
 
     def encode(self, x: jax.Array, label: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         _ = self.latent_shape  # raises an error that names the sizes that can be halved
-        _check_shape(x, self.shape)
+        check_shape(x, self.shape)
         return _moments(self.encoder(x, _one_hot(label, self.num_classes, x.shape[0])))
 
     def decode(self, z: jax.Array, label: jax.Array | None = None) -> jax.Array:
@@ -300,9 +306,8 @@ def _moments(h: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _one_hot(label: jax.Array | None, num_classes: int, batch: int) -> jax.Array | None:
     """[B, num_classes] float32, zeros for no label; None for a network without labels."""
+    check_label(label, num_classes, optional=True)
     if not num_classes:
-        if label is not None:
-            raise ValueError("a label was given to a network with network.num_classes=0")
         return None
     if label is None:
         return jnp.zeros((batch, num_classes), jnp.float32)
@@ -321,17 +326,3 @@ def _with_label(x: jax.Array, label: jax.Array | None, num_classes: int) -> jax.
 def _activation(name: str) -> Callable[[jax.Array], jax.Array]:
     one_of("network.activation", name, ACTIVATIONS)
     return ACTIVATIONS[name]
-
-
-def _check_shape(x: jax.Array, shape: tuple[int, ...]) -> None:
-    if x.shape[1:] != tuple(shape):
-        raise ValueError(f"examples are {x.shape[1:]}, but the network takes {tuple(shape)}")
-
-
-def _halved(
-    shape: tuple[int, ...], halvings: int, setting: str, value: tuple[int, ...]
-) -> tuple[int, int]:
-    """(height, width) of an image after so many halvings."""
-    if len(shape) != 3:
-        raise ValueError(f"this network takes images, not examples of shape {tuple(shape)}")
-    return halved_sides(shape[:2], halvings, f"{setting}={tuple(value)}")

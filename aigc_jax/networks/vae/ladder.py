@@ -15,7 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.networks.layers import ZERO, conv, dense, nearest
+from aigc_jax.gaussian import normal_kl
+from aigc_jax.networks.layers import ZERO, check_shape, conv, dense, nearest
 
 WORD = re.compile(r"(\d+)([xdm])(\d+)")
 
@@ -116,9 +117,9 @@ class Ladder(nn.Module):
     dtype: str = "float32"
 
     def setup(self) -> None:
-        if len(self.shape) != 3 or self.shape[0] != self.shape[1]:
+        height, width, _ = self.shape
+        if height != width:
             raise ValueError(f"a ladder needs square images, not {'x'.join(map(str, self.shape))}")
-        height, _, _ = self.shape
         self._down, self._up = ladder_blocks(height, self.encoder, self.decoder)
         middle = int(self.width * self.bottleneck)
         if middle < 1:
@@ -158,9 +159,10 @@ class Ladder(nn.Module):
     def reconstruct(
         self, x: jax.Array, keys: jax.Array, groups: int, temperature: float = 1.0
     ) -> jax.Array:
-        """Outputs with the first `groups` blocks' latents from the posterior, the others as above.
+        """Outputs with the first `groups` blocks' latents from the posterior.
 
-        What the upper groups hold of an image. ValueError for more groups than blocks.
+        The others are from the prior, at `temperature`: what the upper groups hold of an image.
+        ValueError for more groups than blocks.
         """
         if not 0 <= groups <= len(self._up):
             raise ValueError(f"{groups} groups of a ladder that has {len(self._up)}")
@@ -169,10 +171,7 @@ class Ladder(nn.Module):
 
     def _bottom_up(self, x: jax.Array) -> dict[int, jax.Array]:
         """The last map of each resolution."""
-        if x.shape[1:] != tuple(self.shape):
-            raise ValueError(
-                f"examples are {x.shape[1:]}, but the network takes {tuple(self.shape)}"
-            )
+        check_shape(x, self.shape)
         h = self.stem(x.astype(self.dtype))
         maps = {}
         for spec, block in zip(self._down, self.down, strict=True):
@@ -242,8 +241,8 @@ class TopDown(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         prior = Bottleneck(2 * self.latent + self.width, self.middle, share=0.0, name="prior")(x)
         p, features = jnp.split(prior, [2 * self.latent], axis=-1)
+        p_mean, p_logstd = jnp.split(p.astype(jnp.float32), 2, axis=-1)
         if maps is None:
-            p_mean, p_logstd = jnp.split(p.astype(jnp.float32), 2, axis=-1)
             z = p_mean + temperature * jnp.exp(p_logstd) * noise
             kl = jnp.zeros(x.shape[:1], jnp.float32)
         else:
@@ -251,23 +250,10 @@ class TopDown(nn.Module):
             q = posterior(jnp.concatenate([x, maps], axis=-1)).astype(jnp.float32)
             q_mean, q_logstd = jnp.split(q, 2, axis=-1)
             z = q_mean + jnp.exp(q_logstd) * noise
-            kl = gaussian_kl(q, p.astype(jnp.float32)).sum(axis=(1, 2, 3))
+            kl = normal_kl(q_mean, 2 * q_logstd, p_mean, 2 * p_logstd).sum(axis=(1, 2, 3))
         x = x + features
         x = x + dense(z.astype(x.dtype), self.width, name="latent", init=_init(self.share))
         return x + Bottleneck(self.width, self.middle, share=self.share, name="residual")(x), kl
-
-
-def gaussian_kl(q: jax.Array, p: jax.Array) -> jax.Array:
-    """KL(q || p) of diagonal Gaussians, in nats; each [..., 2n]: means, then log deviations.
-
-    Returns [..., n]. Not `gaussian.normal_kl`, whose arguments are log variances.
-    """
-    q_mean, q_logstd = jnp.split(q, 2, axis=-1)
-    p_mean, p_logstd = jnp.split(p, 2, axis=-1)
-    ratio = jnp.exp(2 * (q_logstd - p_logstd))
-    return 0.5 * (ratio + jnp.square((q_mean - p_mean) * jnp.exp(-p_logstd)) - 1) + (
-        p_logstd - q_logstd
-    )
 
 
 def _noise(key: jax.Array, block: int, shape: tuple[int, ...]) -> jax.Array:

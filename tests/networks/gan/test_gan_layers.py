@@ -12,12 +12,11 @@ from aigc_jax.networks.gan.layers import (
     MinibatchStd,
     SelfAttention,
     check_conditioning,
-    check_shape,
     downsample,
     head,
     with_label,
 )
-from aigc_jax.networks.layers import nearest
+from aigc_jax.networks.layers import check_shape, nearest
 
 NORMAL = nn.initializers.normal(1.0)
 

@@ -13,7 +13,6 @@ from aigc_jax.networks.vae.ladder import (
     Bottleneck,
     Ladder,
     TopDown,
-    gaussian_kl,
     ladder_blocks,
     parse,
 )
@@ -126,11 +125,9 @@ def test_strings_that_do_not_fit_say_which_and_where(size, encoder, decoder, wor
 def test_other_errors():
     with pytest.raises(ValueError, match="square images, not 4x8x1"):
         shapes(tiny(shape=(4, 8, 1)))
-    with pytest.raises(ValueError, match=r"square images, not 2(\n|$)"):
-        shapes(tiny(shape=(2,)))
     with pytest.raises(ValueError, match=r"network\.bottleneck=0\.1 of network\.width=8"):
         shapes(tiny(bottleneck=0.1))
-    with pytest.raises(ValueError, match=r"examples are \(4, 4, 1\), .* takes \(4, 4, 2\)"):
+    with pytest.raises(ValueError, match=r"shape \(4, 4, 2\), not \(4, 4, 1\)"):
         jax.eval_shape(tiny().apply, params_of_tiny(), X[..., :1], KEYS)
     with pytest.raises(ValueError, match="4 groups of a ladder that has 3"):
         jitted("reconstruct", (3,))(params_of_tiny(), X, KEYS, 4)
@@ -198,19 +195,17 @@ def test_kl_is_zero_where_the_posterior_is_the_prior():
     np.testing.assert_array_equal(kl, 0.0)
 
 
-def test_kl_of_gaussians_is_that_of_torch():
-    torch = pytest.importorskip("torch")
-    rng = np.random.default_rng(0)
-    q_mean, q_logstd, p_mean, p_logstd = rng.normal(size=(4, 2, 3)).astype(np.float32)
-    found = gaussian_kl(
-        jnp.concatenate([q_mean, q_logstd], axis=-1), jnp.concatenate([p_mean, p_logstd], axis=-1)
-    )
-    q, p = (
-        torch.distributions.Normal(torch.from_numpy(m), torch.from_numpy(s).exp())
-        for m, s in ((q_mean, q_logstd), (p_mean, p_logstd))
-    )
-    expected = torch.distributions.kl_divergence(q, p).numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+def test_the_kl_of_posteriors_that_are_nearly_the_prior_keeps_its_digits():
+    block = TopDown(width=4, middle=3, latent=2, share=1.0)
+    x, maps, noise = (jnp.zeros((1, 1, 1, c)) for c in (4, 4, 2))
+    shapes_of = jax.eval_shape(block.init, jax.random.key(0), x, noise, maps, 1.0)
+    variables = jax.tree.map(lambda a: jnp.zeros(a.shape), shapes_of)
+    off = jnp.array([1e-4, 3e-4, 2e-4, -1e-4])  # of the posterior: means, log deviations
+    variables["params"]["posterior"]["conv4"]["bias"] = off
+    _, kl = jax.jit(block.apply)(variables, x, noise, maps, 1.0)
+    mean, logstd = np.split(np.asarray(off, np.float64), 2)
+    expected = np.sum(0.5 * (np.exp(2 * logstd) + mean**2 - 1) - logstd)
+    np.testing.assert_allclose(kl, expected, rtol=1e-3)
 
 
 def test_a_block_is_the_papers_arithmetic():

@@ -18,6 +18,7 @@ AUTOENCODERS = {
     "conv": autoencoder.Conv,
     "residual": autoencoder.Residual,
 }
+OF_ANY_DATA = ("mlp",)  # the other networks take images
 # The setting that belongs to one likelihood alone.
 LIKELIHOOD_SETTING = {
     "gaussian": "sigma",
@@ -47,6 +48,16 @@ def likelihood(given: Mapping[str, Any], spec: DataSpec) -> likelihoods.Likeliho
             "anywhere: take gaussian"
         )
     return made
+
+
+def has_bits(likelihood: likelihoods.Likelihood, spec: DataSpec, binarise: str = "none") -> bool:
+    """Whether a bound on log p(x) is one on the probability of an image's bytes, as bits/dim are.
+
+    Not with gaussian_optimal, which is no likelihood, and not with a Bernoulli of grey pixels.
+    """
+    if likelihood.name == "bernoulli" and binarise == "none":
+        return False
+    return spec.kind == "image" and likelihood.name != "gaussian_optimal"
 
 
 def kl_cost(given: Mapping[str, Any]) -> objectives.Cost:
@@ -105,6 +116,11 @@ def network(
     settings = dict(given)
     name = settings.pop("name", "")
     one_of("network.name", name, table)
+    if spec.kind != "image" and name not in OF_ANY_DATA:
+        raise ValueError(
+            f"network.name={name} takes images, and the data are {spec.kind}: only "
+            f"{' and '.join(OF_ANY_DATA)} takes any data"
+        )
     own = {"shape": tuple(spec.shape), "out_channels": out_channels, **more}
     settings = arguments("network", table[name], settings, given=own)
     if settings.get("latent", 1) < 1:
