@@ -12,6 +12,6 @@ def test_notebook_runs_and_holds_no_outputs(command, tmp_path, monkeypatch):
     assert all(cell["outputs"] == [] for cell in cells)
     program = "\n".join("".join(cell["source"]) for cell in cells) + "\nassert path.is_file()\n"
     folders = {"RUNS": str(tmp_path), "TFDS_DATA_DIR": str(tmp_path / "tfds")}
-    done = command(program=("-c", program), environment={"VARIANT": "smoke", **folders})
+    done = command(program=("-c", program), environment={"VARIANT": "smoke+conditional", **folders})
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["digits", "digits-v", "tfds"]
