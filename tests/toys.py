@@ -354,6 +354,7 @@ def main(family: str, workdir: str, *settings: str) -> None:
     process = changes.pop("process", None)
     if process is not None:
         jax.distributed.initialize(f"127.0.0.1:{changes.pop('port')}", 2, process)
+        print("on all:", sharding.on_all(True), sharding.on_all(process == 0))
     try:
         state = train(pathlib.Path(workdir), family, changes)
     except (RuntimeError, ValueError) as error:  # as launch.py does

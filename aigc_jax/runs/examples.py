@@ -44,6 +44,9 @@ def examples(
 ) -> Iterator[Batch]:
     """A split in batches of `data.batch_size` on the devices, in the model's range.
 
+    A batch is split over the devices where it divides; else each device holds all of it, since the
+    batch of training must not depend on where a model is judged.
+
     Args:
       limit: stops after that many examples, rounded up to whole batches; 0 takes all.
       split: None is the test split.
@@ -52,15 +55,15 @@ def examples(
     Yields:
       {"x": [B, ...], "mask": float32 [B], ...}; the mask is 0 for rows that fill up the last batch.
     """
-    sharding.check_batch(data.batch_size, mesh)
+    splits = data.batch_size % mesh.size == 0
     split = split or data.test_split
     source = data.dataset.sources[split]
     count = -(-min(limit or len(source), len(source)) // data.batch_size)
     batches = loader.epoch(
         source,
         batch_size=data.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=jax.process_index() if splits else 0,
+        process_count=jax.process_count() if splits else 1,
     )
     for batch in tqdm(
         itertools.islice(batches, count),
@@ -69,7 +72,8 @@ def examples(
         disable=None if bar else True,
         leave=False,
     ):
-        yield modalities.to_model_batch(data.spec, sharding.put(mesh, batch))
+        placed = sharding.put(mesh, batch) if splits else sharding.place(batch, mesh)
+        yield modalities.to_model_batch(data.spec, placed)
 
 
 def codes(family: Family, variables: Variables, batches: Iterable[Batch]) -> dict[str, np.ndarray]:

@@ -118,6 +118,7 @@ def real_split(data: RealData, split: str, extractor: FeatureExtractor | None) -
             "-".join(map(str, key)),
             Features._fields,
             lambda: extractor.of_batches(passing()),
+            on_all=sharding.on_all,  # a folder of each process's own may lack what others' hold
         )
         return Features(*arrays)
 

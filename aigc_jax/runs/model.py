@@ -154,10 +154,10 @@ def restore(
         found = checkpoints.restore_parts(target, step)
         if found is None:
             raise FileNotFoundError(f"no complete checkpoint in {root}: train first")
-        name = checkpoints.about(found[2]).get("prepared", "")
     finally:
         checkpoints.close()
-    read, made, step = found
+    read, made, about, step = found
+    name = about.get("prepared", "")
     both = {**read.get("params", {}), **read.get("ema", {})}
     return Variables(both, read.get("extra", {})), ("" if raw else name, made), step
 

@@ -1,5 +1,8 @@
 """A model without its trainer: what is read, in which precision, and what was prepared for it."""
 
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ import toys
 from aigc_jax.family import Codec
 from aigc_jax.runs import folder as folders
 from aigc_jax.runs import model as models
-from aigc_jax.training import checkpoint
+from aigc_jax.training import checkpoint, sharding
 
 QUIET = {"log.eval_every": 0, "log.sample_every": 0, "checkpoint.best": "", "train.steps": 2}
 
@@ -84,6 +87,29 @@ def test_what_is_prepared_is_stored_with_the_checkpoint_and_needs_no_data(tmp_pa
     mean = variables.prepared["mean code"]
     np.testing.assert_allclose(mean, train.reshape(len(train), -1).mean(0), atol=1e-5)
     assert toys.same(variables.prepared["bias"], state.ema["net"][-1]["bias"])
+
+
+def test_what_was_prepared_on_many_devices_is_read_on_one(tmp_path, monkeypatch):
+    """Also of a checkpoint of before, whose arrays know the devices that they were on."""
+    program = """if True:
+        import pathlib, sys
+        sys.path.insert(0, "tests")
+        import toys
+        from aigc_jax.runs import model
+        for workdir in sys.argv[1:]:
+            _, stored, step = model.restore(pathlib.Path(workdir), toys.one_player())
+            print(step, stored[0], stored[1]["bias"].shape)
+    """
+    runs = [tmp_path / "new", tmp_path / "old"]
+    for workdir in runs:
+        if workdir.name == "old":
+            monkeypatch.setattr(sharding, "fetch", lambda tree: tree)
+        toys.train(workdir, preparing([]), QUIET)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, runs)],
+        env=toys.environment(1), cwd=toys.ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [f"2 mean code ({toys.PIXELS},)"] * 2, done.stderr
 
 
 def test_what_was_prepared_otherwise_or_for_averages_is_computed_anew(tmp_path):

@@ -193,7 +193,7 @@ def test_what_samples_need_is_prepared_once_a_step_and_saved(tmp_path, state):
     picture = np.asarray(Image.open(tmp_path / "samples" / "00000002.png"))
     assert (picture[10:60, 10:60] == 191).all()  # 0.5 of [-1, 1]
     checkpoints = Checkpoints(tmp_path / "best")
-    parts, prepared, step = checkpoints.restore_parts({"ema": toys.target().ema})
+    parts, prepared, _, step = checkpoints.restore_parts({"ema": toys.target().ema})
     assert (float(prepared["level"]), step) == (0.5, 2)
     assert toys.same(parts["ema"], state.ema)
     checkpoints.close()
