@@ -42,6 +42,7 @@ from aigc_jax.family import (  # noqa: E402
     View,
 )
 from aigc_jax.runs import folder as folders  # noqa: E402
+from aigc_jax.runs.evaluations import plan  # noqa: E402
 from aigc_jax.runs.examples import RealData  # noqa: E402
 from aigc_jax.training import sharding  # noqa: E402
 from aigc_jax.training.checkpoint import Checkpoints  # noqa: E402
@@ -239,7 +240,8 @@ def train(
     name, made = (family, FAMILIES[family]()) if isinstance(family, str) else ("one", family)
     setting = config(name, changes)
     real = RealData("toy", data or dataset(), "train", "test", setting["train"]["batch_size"])
-    return command.fit(setting, workdir, made, real, **more)
+    planned = plan(setting["evaluations"], setting["evaluation"])
+    return command.fit(setting, workdir, made, real, planned, **more)
 
 
 def recipe_of(family: Family, setting: Mapping[str, Any]) -> Recipe:

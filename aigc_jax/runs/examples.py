@@ -1,7 +1,8 @@
 """Real data in batches on the devices, in the model's range; and what an encoder makes of them."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,9 @@ from aigc_jax.family import Batch, DataSpec, Family, Variables
 from aigc_jax.training import sharding
 
 PREPARED_FROM = 10_000  # training examples whose codes a prior is fitted to
+
+# (family, variables) -> the codes of training data, {name: [N, ...]}; see `Drawing.prepare`.
+Codes = Callable[[Family, Variables], Mapping[str, np.ndarray]]
 
 
 class RealData(NamedTuple):
@@ -76,12 +80,18 @@ def examples(
         yield modalities.to_model_batch(data.spec, placed)
 
 
-def codes(family: Family, variables: Variables, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
-    """What `Codec.encode` gives for all real rows of batches as of `examples`: {name: [N, ...]}."""
+def codes(
+    family: Family, variables: Variables, batches: Iterable[Batch], beside: Iterable[str] = ()
+) -> dict[str, np.ndarray]:
+    """What `Codec.encode` gives for all real rows of batches as of `examples`: {name: [N, ...]}.
+
+    With them come the entries `beside` of the batches, such as their labels.
+    """
     encode = jax.jit(family.codec.encode)
     parts = []
     for batch in batches:
-        found = sharding.fetch({**encode(variables, batch), "mask": batch["mask"]})
+        own = {name: batch[name] for name in ("mask", *beside)}
+        found = sharding.fetch({**encode(variables, batch), **own})
         kept = found.pop("mask") > 0
         parts.append({name: array[kept] for name, array in found.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -95,12 +105,17 @@ def training_codes(
     return codes(family, variables, batches)
 
 
-def prepared(family: Family, variables: Variables, data: RealData, mesh: Any) -> Variables:
+def prepare(family: Family, variables: Variables, mesh: Any, codes: Codes | None) -> Variables:
     """The variables with what `Drawing.prepare` makes of them, on the devices.
 
-    They come back as they are where the family prepares nothing.
+    They come back as they are where the family prepares nothing, or fits it to codes and there are
+    none.
+
+    Args:
+      codes: (family, variables) -> the codes of training data.
     """
-    if family.drawing is None or family.drawing.prepare is None:
+    drawing = family.drawing
+    if drawing is None or drawing.prepare is None or (drawing.fitted and codes is None):
         return variables
-    made = family.drawing.prepare(variables, lambda: training_codes(family, variables, data, mesh))
+    made = drawing.prepare(variables, codes and partial(codes, family, variables))
     return variables._replace(prepared=sharding.place(made, mesh))

@@ -54,4 +54,4 @@ def test_codes_are_of_real_rows_alone_and_of_as_many_training_examples_as_asked_
     )
     found = examples.training_codes(family, NOTHING, DATA, mesh, 100)
     assert found["mean"].shape == (120, 1)  # whole batches
-    assert examples.prepared(family, NOTHING, DATA, mesh) is NOTHING
+    assert examples.prepare(family, NOTHING, mesh, None) is NOTHING

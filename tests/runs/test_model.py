@@ -70,7 +70,7 @@ def preparing(calls):
         return {"mean code": codes()["mean"].mean(0), "bias": variables.params["net"][-1]["bias"]}
 
     codec = Codec(lambda variables, batch: {"mean": toys.flat(batch)}, None, lambda codes: ({}, ""))
-    drawing = made.drawing._replace(prepare=prepare, prepared_as="mean code")
+    drawing = made.drawing._replace(prepare=prepare, prepared_as="mean code", fitted=True)
     return made._replace(drawing=drawing, codec=codec)
 
 
@@ -82,7 +82,7 @@ def test_what_is_prepared_is_stored_with_the_checkpoint_and_needs_no_data(tmp_pa
     family = preparing(calls)
     variables, stored, _ = models.restore(tmp_path, family)
     assert stored[0] == "mean code"
-    variables = models.prepared(family, variables, stored, None)
+    variables = models.with_prepared(family, variables, stored, None)
     assert len(calls) == 1  # read, not computed
     mean = variables.prepared["mean code"]
     np.testing.assert_allclose(mean, train.reshape(len(train), -1).mean(0), atol=1e-5)
@@ -121,11 +121,11 @@ def test_what_was_prepared_otherwise_or_for_averages_is_computed_anew(tmp_path):
     for made, raw in ((renamed, False), (family, True)):
         variables, stored, _ = models.restore(tmp_path, made, raw=raw)
         calls.clear()
-        assert models.prepared(made, variables, stored, None).prepared == {}  # no data at hand
-        found = models.prepared(made, variables, stored, lambda family, variables: given)
+        assert models.with_prepared(made, variables, stored, None).prepared == {}  # no data
+        found = models.with_prepared(made, variables, stored, lambda *_: given)
         np.testing.assert_array_equal(found.prepared["mean code"], np.ones(toys.PIXELS))
         assert toys.same(found.prepared["bias"], variables.params["net"][-1]["bias"])
-        assert len(calls) == 2
+        assert len(calls) == 1
 
 
 def test_a_run_of_an_earlier_version_says_so_in_one_line(tmp_path):
@@ -144,6 +144,12 @@ def test_a_run_of_an_earlier_version_says_so_in_one_line(tmp_path):
 def test_a_spec_is_read_as_it_was_written(tmp_path):
     folders.write_spec(tmp_path, toys.dataset().spec)
     assert folders.read_spec(tmp_path) == toys.dataset().spec
+
+
+def test_weights_from_elsewhere_have_no_steps_to_choose_from(tmp_path):
+    for given in ({"step": 3}, {"raw": True}):
+        with pytest.raises(ValueError, match=r"no run in .*: leave --step and --raw out"):
+            models.load(tmp_path, {"init_from": "elsewhere"}, **given)
 
 
 def test_a_place_without_checkpoints_is_an_error_that_says_so(tmp_path):
