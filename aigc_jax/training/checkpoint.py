@@ -286,9 +286,10 @@ def _read_partially(folder: Any, target: Any) -> Any:
 
 def _read_on_host(folder: pathlib.Path) -> Any:
     """A saved tree as host arrays, on whatever devices its arrays were when it was saved."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        saved = checkpointer.metadata(folder).item_metadata.tree
-        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+    handler = ocp.PyTreeCheckpointHandler()
+    saved = handler.metadata(folder).tree
+    how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+    with ocp.Checkpointer(handler) as checkpointer:
         return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=how))
 
 

@@ -110,6 +110,7 @@ def test_what_was_prepared_on_many_devices_is_read_on_one(tmp_path, monkeypatch)
         env=toys.environment(1), cwd=toys.ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.stdout.splitlines() == [f"2 mean code ({toys.PIXELS},)"] * 2, done.stderr
+    assert "_CHECKPOINT_METADATA" not in done.stderr
 
 
 def test_what_was_prepared_otherwise_or_for_averages_is_computed_anew(tmp_path):
