@@ -34,7 +34,7 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     Raises:
       ValueError: an unknown family; keys of the config that are unknown, missing or wrong. A family
         reads its sections through `checks.section` and `checks.arguments`, which name such keys, so
-        that any other error is a mistake of ours and stays what it is.
+        that any other error is a bug in this package and is not caught.
     """
     checks.one_of("config.family", config["family"], FAMILIES)
     module = importlib.import_module(FAMILIES[config["family"]])

@@ -15,6 +15,15 @@ def one_of(setting: str, value: Any, known: Iterable[Any]) -> None:
         raise ValueError(f"{setting} is one of {', '.join(names)}, not {value!r}{hint}")
 
 
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings -> {"data.name": value}; an empty section stays, as {}."""
+    flat = {}
+    for key, value in settings.items():
+        nested = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return flat
+
+
 def section(
     name: str,
     settings: Mapping[str, Any],
@@ -47,15 +56,23 @@ def section(
 
 
 def arguments(
-    name: str, function: Callable[..., Any], settings: Mapping[str, Any], given: Iterable[str] = ()
+    name: str,
+    function: Callable[..., Any],
+    settings: Mapping[str, Any],
+    given: Iterable[str] = (),
+    beside: Iterable[str] = (),
 ) -> dict[str, Any]:
     """`section` of the settings that become keyword arguments of `function` (or a module's fields).
 
     Args:
       given: arguments that the caller itself gives, which the config must not.
+      beside: keys that the section may hold beside the function's arguments.
     """
     parameters = inspect.signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return dict(settings)  # the function looks at them itself
     of_flax = {"name", "parent"} if "parent" in parameters else set()
     taken = {key: p for key, p in parameters.items() if key not in {*given, *of_flax}}
     required = [key for key, parameter in taken.items() if parameter.default is parameter.empty]
-    return section(name, settings, required, [key for key in taken if key not in required])
+    optional = [key for key in taken if key not in required]
+    return section(name, settings, required, [*optional, *beside])

@@ -133,9 +133,10 @@ class Drawing(NamedTuple):
       conditions: {name: Field} of what `cond` may hold.
       prepare: (variables, codes) -> what `Variables.prepared` then holds, computed once for a
         checkpoint and stored with it: batch statistics of averages, a prior fitted to codes.
-        `codes` is () -> {name: [N, ...]}, the codes of training data; only a fitted prior calls
-        it. None where samples need no such thing.
+        None where samples need no such thing.
       prepared_as: names what `prepare` computes and its settings, such as "mixture of 10".
+      fitted: whether `prepare` calls `codes`, () -> {name: [N, ...]}, the codes of training data;
+        else it may be given None.
       between: (carry, carry, share scalar) -> carry, a share of the way from one sample to another:
         frames of a family without steps, and figures. None where there is no such way.
     """
@@ -147,6 +148,7 @@ class Drawing(NamedTuple):
     conditions: Mapping[str, Field] = {}
     prepare: Callable | None = None
     prepared_as: str = ""
+    fitted: bool = False
     between: Callable | None = None
 
 
@@ -156,15 +158,17 @@ class Codec(NamedTuple):
     Attributes:
       encode: (variables, batch) -> {name: [B, ...]}, what the model keeps of each example, such as
         {"mean", "logvar"} of a posterior.
-      decode: (variables, z [n, ...], cond) -> samples [n, ...] of codes such as `encode` calls
-        "mean"; None where codes cannot be decoded.
+      decode: (variables, z [n, ...], cond) -> samples [n, ...] of codes such as `encode` calls by
+        the name `code`; None where codes cannot be decoded.
       diagnose: {name: array [N, ...]}, the codes of N examples -> ({metric: float}, a warning in
         words or ""): whether the codes are used.
+      code: what of `encode`'s `decode` takes.
     """
 
     encode: Callable
     decode: Callable | None
     diagnose: Callable
+    code: str = "mean"
 
 
 class Views(NamedTuple):

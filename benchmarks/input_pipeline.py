@@ -49,7 +49,7 @@ def share_waiting(dataset: datasets.Dataset, width: int, batch_size: int) -> tup
     family = build.build(config, dataset.spec)
     with tempfile.TemporaryDirectory() as folder:
         data = RealData("cifar10", dataset, "train", "test", batch_size)
-        train.fit(config, pathlib.Path(folder), family, data)
+        train.fit(config, pathlib.Path(folder), family, data, ())
         rows = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
     last = json.loads(rows[-1])  # compilation fell into the first row
     return last["time/data_wait"], last["time/images_per_second"]

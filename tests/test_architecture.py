@@ -60,7 +60,7 @@ ONLY_IN = {
     "launch": (),
     "tensorflow": (),  # data/standin.py builds a module of that name: it imports none
 }
-# Who may take a whole config. The two of `runs` hand it on to `build` and write it down.
+# Who may take a whole config. The two of `runs` hand parts of it on, write it down and compare.
 WHOLE_CONFIG = (
     "aigc_jax/commands/*", "aigc_jax/build.py", "aigc_jax/runs/model.py",
     "aigc_jax/runs/folder.py", "configs/*", "launch.py",
@@ -119,6 +119,8 @@ def shape_of(path: str, source: str) -> list[str]:
         builds = function.name in ("build", "from_config")
         if "config" in arguments and not whole and not builds:
             wrong.append(f"{path}: {function.name} takes a whole config")
+    if path.startswith("aigc_jax/runs/") and ".config[" in source and not whole:
+        wrong.append(f"{path} reads a model's config")
     return wrong
 
 
@@ -203,6 +205,7 @@ LONG = "def f():\n" + "    x = 1\n" * 80
         ("aigc_jax/training/loop.py", "def train(config): ..."),
         ("aigc_jax/runs/observer.py", "def observe(*, config): ..."),
         ("aigc_jax/gan/family.py", "def other(config): ..."),
+        ("aigc_jax/runs/apply.py", "def f(model): return model.config['family']"),
         ("aigc_jax/training/loop.py", LONG),
         ("aigc_jax/data/datasets.py", "import tensorflow as tf"),
         ("aigc_jax/data/datasets.py", "from absl import flags"),

@@ -39,6 +39,7 @@ from aigc_jax.family import (  # noqa: E402
     View,
 )
 from aigc_jax.runs import folder as folders  # noqa: E402
+from aigc_jax.runs.evaluations import plan  # noqa: E402
 from aigc_jax.runs.examples import RealData  # noqa: E402
 from aigc_jax.training import sharding  # noqa: E402
 from aigc_jax.training.checkpoint import Checkpoints  # noqa: E402
@@ -236,7 +237,8 @@ def train(
     name, made = (family, FAMILIES[family]()) if isinstance(family, str) else ("one", family)
     setting = config(name, changes)
     real = RealData("toy", data or dataset(), "train", "test", setting["train"]["batch_size"])
-    return command.fit(setting, workdir, made, real, **more)
+    planned = plan(setting["evaluations"], setting["evaluation"])
+    return command.fit(setting, workdir, made, real, planned, **more)
 
 
 def recipe_of(family: Family, setting: Mapping[str, Any]) -> Recipe:
@@ -351,6 +353,7 @@ def main(family: str, workdir: str, *settings: str) -> None:
     process = changes.pop("process", None)
     if process is not None:
         jax.distributed.initialize(f"127.0.0.1:{changes.pop('port')}", 2, process)
+        print("on all:", sharding.on_all(True), sharding.on_all(process == 0))
     try:
         state = train(pathlib.Path(workdir), family, changes)
     except (RuntimeError, ValueError) as error:  # as launch.py does

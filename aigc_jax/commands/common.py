@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from aigc_jax import build
+from aigc_jax import build, checks
 from aigc_jax.data import datasets
 from aigc_jax.family import DataSpec, Family, Variables
 from aigc_jax.runs import folder as folders
@@ -18,7 +18,8 @@ from aigc_jax.training.step import Recipe
 
 def open_data(config: Mapping[str, Any], splits: Iterable[str] = ()) -> RealData:
     """The data set of a config, with its splits for training and testing and those named."""
-    data = dict(config["data"])
+    given, beside = ("splits",), ("train_split", "test_split")
+    data = checks.arguments("data", datasets.load, config["data"], given, beside)
     train, test = data.pop("train_split"), data.pop("test_split")
     dataset = datasets.load(**data, splits=tuple(dict.fromkeys((train, test, *splits))))
     return RealData(data["name"], dataset, train, test, config["train"]["batch_size"])
@@ -56,7 +57,7 @@ def with_sampling(
       ValueError: a run of an earlier version, or a setting that the family's sampling lacks.
     """
     recorded = None
-    if config is None or (workdir / "config.json").exists():
+    if config is None or folders.is_run(workdir):
         recorded = folders.read(workdir, "config.json")
         folders.read_spec(workdir)  # a run of an earlier version says so before its keys are read
     config = folders.as_dict(recorded if config is None else config)

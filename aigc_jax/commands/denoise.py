@@ -48,7 +48,7 @@ def run(
     step: int | None = None,
     raw: bool = False,
 ) -> pathlib.Path:
-    """Decodes the mean code of every image of a folder or .zip.
+    """Decodes the code of every image of a folder or .zip.
 
     Args:
       workdir, config, step, raw: see `runs.model.load`.

@@ -10,8 +10,9 @@ import jax
 from aigc_jax.commands import common, report
 from aigc_jax.evaluation import results
 from aigc_jax.runs import evaluate
+from aigc_jax.runs import folder as folders
 from aigc_jax.runs import model as models
-from aigc_jax.runs.evaluations import plan, splits
+from aigc_jax.runs.evaluations import Evaluation, plan, splits
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractors
 from aigc_jax.training import sharding
@@ -67,7 +68,7 @@ def run(
     Args:
       workdir, config, step, raw: see `runs.model.load`.
       evaluations: names of those to run, or of any metrics; None runs all of the config's.
-      count: samples; None for the config's.
+      count: samples of every evaluation that takes any; None for the config's.
       seed, settings, batch_size: of the samples, as for `sample`.
       data, extractors: the config's data and feature networks, where they are open already.
 
@@ -78,10 +79,8 @@ def run(
     workdir = pathlib.Path(workdir)
     mesh = sharding.make_mesh()
     config, different = common.with_sampling(workdir, config, settings)
-    count = config["evaluation"]["count"] if count is None else count
-    planned = plan(
-        chosen(config["evaluations"], evaluations), {**config["evaluation"], "count": count}
-    )
+    planned = plan(chosen(config["evaluations"], evaluations), config["evaluation"])
+    planned = of_count(planned, count)
     data = data or common.open_data(config, splits(planned))
     model = models.load(workdir, config, step=step, raw=raw)
     check_same_data(model, data.spec)
@@ -96,16 +95,17 @@ def run(
         extractors=extractors or FeatureExtractors(mesh, batch_size),
         batch_size=batch_size,
     )
-    is_run = (workdir / "config.json").exists()  # else weights from elsewhere
+    is_run = folders.is_run(workdir)  # else weights from elsewhere
     averaged = bool(model.family.averaged) and not raw
     weights = ("EMA" if averaged else "raw") if is_run else "as given"
     result = evaluator.run(model.variables, seed=seed, weights=weights)
 
-    words = [f"step{model.step:08d}", f"seed{seed}", *[f"n{count}"] * evaluator.draws]
+    counts = sorted({e.count for e in planned if e.draws})
+    words = [f"step{model.step:08d}", f"seed{seed}", *(f"n{n}" for n in counts)]
     words += [*evaluator.networks, *["raw"] * raw, *different, *(evaluations or ())]
     path = evaluate.write(workdir, "-".join(words), result, step=model.step, scheduled=False)
     if jax.process_index() == 0:
-        about = f", {count} samples" * evaluator.draws
+        about = f", {' and '.join(map(str, counts))} samples" if counts else ""
         print(f"step {model.step} of {workdir}{about}:", flush=True)
         print(results.table(result.rows, config["published"]), flush=True)
         print(path, flush=True)
@@ -119,6 +119,11 @@ def chosen(
 ) -> Mapping[str, Mapping[str, Any]]:
     """The evaluations of these names, a metric that is none of them with the usual settings."""
     return evaluations if names is None else {name: evaluations.get(name, {}) for name in names}
+
+
+def of_count(planned: Sequence[Evaluation], count: int | None) -> Sequence[Evaluation]:
+    """The evaluations, those of samples with so many, even if they have a count of their own."""
+    return [e._replace(count=count) if count and e.draws else e for e in planned]
 
 
 def check_same_data(model: models.Model, spec: Any) -> None:

@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,11 +17,11 @@ from aigc_jax.runs import environment, evaluate
 from aigc_jax.runs import folder as folders
 from aigc_jax.runs import model as models
 from aigc_jax.runs import observer as observers
-from aigc_jax.runs.evaluations import check, plan, scheduled, splits
+from aigc_jax.runs.evaluations import Evaluation, check, check_draws, plan, scheduled, splits
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractors
 from aigc_jax.training import loop, sharding
-from aigc_jax.training.checkpoint import Checkpoints
+from aigc_jax.training.checkpoint import Checkpoints, complete_steps
 from aigc_jax.training.step import TrainState
 from aigc_jax.training.writers import Writer
 
@@ -53,13 +53,12 @@ def run(
       NonFiniteError, CheckpointError: see `training.loop.train`.
     """
     workdir, setting = pathlib.Path(workdir), config["evaluation"]
-    check_log(config)
     planned = plan(config["evaluations"], setting)
     data = common.open_data(config, splits(planned))
     family = build.build(config, data.spec)
-    evaluate.check_draws(family, [evaluation.name for evaluation in planned if evaluation.draws])
+    check_draws(family, [evaluation.name for evaluation in planned if evaluation.draws])
     extractors = FeatureExtractors(sharding.make_mesh())
-    if setting["at_end"]:  # what it would lack then is better missed now
+    if setting["at_end"]:  # so that what it lacks is found before training, not after it
         check(
             planned,
             family,
@@ -74,6 +73,7 @@ def run(
         workdir,
         family,
         data,
+        planned,
         extractors=extractors,
         initial=initial if config["init_from"] else None,
         origin=origin,
@@ -91,6 +91,7 @@ def fit(
     workdir: pathlib.Path,
     family: Family,
     data: RealData,
+    planned: Sequence[Evaluation],
     *,
     extractors: FeatureExtractors | None = None,
     initial: Callable[[], loop.Initial] | None = None,
@@ -99,18 +100,20 @@ def fit(
     """`run` of a family and data at hand, without the evaluation at the end.
 
     Args:
+      planned: its evaluations.
       initial: as `training.loop.train` takes it.
     """
     settings, keep, mesh = config["train"], config["checkpoint"], sharding.make_mesh()
-    check_log(config)
+    planned = scheduled(planned, config["evaluation"])
+    draws = any(evaluation.draws for evaluation in planned)
+    observers.check_settings(config["log"], keep, test_split=data.test_split, draws=draws)
     recipe = common.recipe_of(config, family, data.spec)
-    sharding.check_batch(settings["batch_size"], mesh)
     extractors = extractors or FeatureExtractors(mesh)
+    if any(complete_steps(workdir / name) for name in ("checkpoints", "best")):
+        folders.check_same(workdir, config)
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(workdir / "checkpoints", keep["keep"], clean=True)
         stack.callback(checkpoints.close)
-        if checkpoints.steps():
-            folders.check_same(workdir, config)
         return loop.train(
             recipe,
             data.dataset.sources[data.train_split],
@@ -121,16 +124,9 @@ def fit(
             max_skipped=settings["max_skipped"],
             checkpoints=checkpoints,
             about=about_checkpoint(config, family),
-            begin=beginning(stack, config, workdir, family, data, mesh, extractors, origin),
+            begin=beginning(stack, config, workdir, family, data, planned, extractors, origin),
             initial=initial,
         )
-
-
-def check_log(config: Mapping[str, Any]) -> None:
-    """Raises ValueError for settings of what a run looks at that cannot work."""
-    log = config["log"]
-    best_mode = config["checkpoint"]["best_mode"]
-    observers.check_settings(log["samples"], log["sample_every"], best_mode)
 
 
 def schedule(config: Mapping[str, Any]) -> loop.Schedule:
@@ -158,21 +154,21 @@ def beginning(
     workdir: pathlib.Path,
     family: Family,
     data: RealData,
-    mesh: Any,
+    planned: Sequence[Evaluation],
     extractors: FeatureExtractors,
     origin: Mapping[str, Any] | None,
 ) -> Callable[[int, int], tuple[Writer, loop.Hooks]]:
     """What `loop.train` calls when nothing can be wrong with the config any more.
 
-    (step to start from, number of parameters) -> (writer, hooks): writes the run's papers, and
-    opens what reports on it; `stack` closes these.
+    (step to start from, number of parameters) -> (writer, hooks): writes config.json, spec.json and
+    origin.json, and opens what reports on the run; `stack` closes these.
     """
-    settings, keep = config["train"], config["checkpoint"]
+    settings, keep, mesh = config["train"], config["checkpoint"], sharding.make_mesh()
 
     def begin(start: int, parameters: int) -> tuple[Writer, loop.Hooks]:
-        planned = plan(config["evaluations"], config["evaluation"])
-        evaluator = evaluate.Evaluator(  # opens the feature networks: missing ones are missed now
-            scheduled(planned, config["evaluation"]),
+        # Opens the feature networks: one that is missing is an error before anything is written.
+        evaluator = evaluate.Evaluator(
+            planned,
             family,
             data,
             mesh,

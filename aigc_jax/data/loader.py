@@ -41,7 +41,7 @@ def batches(
     if batch_size > min(sizes):
         raise DataError(
             f"a batch of {batch_size} is larger than the data set's {min(sizes)} examples: "
-            f"set batch_size to {min(sizes)} or less"
+            f"set train.batch_size to {min(sizes)} or less"
         )
 
     def order(size: int, seed: int) -> grain.MapDataset:
@@ -93,7 +93,7 @@ def _rows(batch_size: int, process_index: int, process_count: int) -> slice:
         below = batch_size - batch_size % process_count
         raise DataError(
             f"a batch of {batch_size} cannot be shared by {process_count} processes: "
-            f"set batch_size to {max(below, process_count)} or {below + process_count}"
+            f"set train.batch_size to {max(below, process_count)} or {below + process_count}"
         )
     local = batch_size // process_count
     return slice(process_index * local, (process_index + 1) * local)

@@ -171,16 +171,22 @@ def cached(
     key: str,
     names: Sequence[str],
     compute: Callable[[], Sequence[np.ndarray]],
+    on_all: Callable[[bool], bool] = bool,
 ) -> tuple[np.ndarray, ...]:
-    """Arrays from the file of that key, or computed and left there; a damaged file is redone."""
-    path = folder / f"{key}.npz"
+    """Arrays from the file of that key, or computed and left there; a damaged file is redone.
+
+    `on_all` says whether all processes found theirs, where `compute` takes all of them.
+    """
+    path, found = folder / f"{key}.npz", None
     try:
         with np.load(path) as arrays:
-            return tuple(arrays[name] for name in names)
+            found = tuple(arrays[name] for name in names)
     except FileNotFoundError:
         pass
     except Exception:  # whatever NumPy makes of a damaged file
         warnings.warn(f"{path} is damaged: computed again", stacklevel=2)
+    if on_all(found is not None):
+        return found
     found = tuple(compute())
     folder.mkdir(parents=True, exist_ok=True)
     # A name of its own for each process: several runs may compute the same features at a time.

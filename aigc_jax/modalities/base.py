@@ -22,8 +22,8 @@ class Modality(NamedTuple):
       picture: (samples [n, ...] in the model's range, *, real, columns) -> PIL image of all of
         them. `real` are real examples [m, ...] to compare with, or None; `columns` is the number of
         samples in a row, 0 to leave it open. Either has no effect where a picture cannot use it.
-      save: (samples as stored [n, ...], folder, start=0) writes each to a file of its own, named by
-        its number, counted from `start`; None where one sample makes no file.
+      save: (samples as stored [n, ...], folder) writes each to a file of its own, named by its
+        number; None where one sample makes no file.
     """
 
     kind: str

@@ -84,10 +84,10 @@ def save_image(image: Image.Image, path: pathlib.Path) -> None:
         raise OSError(f"could not write {path}: {error}") from error
 
 
-def save(images: np.ndarray, folder: pathlib.Path, start: int = 0) -> None:
-    """Writes images, uint8 [n, H, W, C], as 000000.png and so on, counted from `start`."""
+def save(images: np.ndarray, folder: pathlib.Path) -> None:
+    """Writes images, uint8 [n, H, W, C], as 000000.png and so on."""
     for i, pixels in enumerate(images):
-        save_image(to_pil(pixels), folder / f"{start + i:06d}.png")
+        save_image(to_pil(pixels), folder / f"{i:06d}.png")
 
 
 IMAGE = Modality(

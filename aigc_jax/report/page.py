@@ -6,6 +6,7 @@ import shlex
 from typing import Any
 
 from aigc_jax import files
+from aigc_jax.checks import flatten
 from aigc_jax.report.plots import Curve, groups, plot
 from aigc_jax.report.reading import (
     DAMAGE,
@@ -27,7 +28,7 @@ from aigc_jax.report.reading import (
     read_pictures,
     spread,
 )
-from aigc_jax.report.words import count, flatten, number
+from aigc_jax.report.words import count, number
 
 MOST_SAMPLES, MOST_GENERATED = 8, 3  # pictures embedded
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
-from aigc_jax.report.words import count, flatten, is_number
+from aigc_jax.checks import flatten
+from aigc_jax.report.words import count, is_number
 
 PROTOCOL = {  # of a score, as an evaluation's rows name it: as the page does
     "n": "images",

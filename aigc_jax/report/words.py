@@ -1,7 +1,6 @@
 """Numbers and settings as a report writes them."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 
@@ -23,12 +22,3 @@ def number(value: Any, digits: int = 4) -> str:
 def count(value: Any) -> str:
     """A whole number with commas, "?" for none; anything else as it is."""
     return f"{value:,}" if isinstance(value, int) else "?" if value is None else str(value)
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings -> {"data.name": value}."""
-    flat = {}
-    for key, value in settings.items():
-        nested = isinstance(value, Mapping) and value
-        flat |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return flat

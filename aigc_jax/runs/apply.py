@@ -48,7 +48,7 @@ def encode(
 def decode(
     model: Model, z: np.ndarray, labels: np.ndarray | None = None, *, batch_size: int = 64
 ) -> np.ndarray:
-    """Examples [n, ...] as stored, of codes z [n, ...] such as `encode` calls "mean".
+    """Examples [n, ...] as stored, of codes z [n, ...] such as `encode` calls by `Codec.code`.
 
     Raises:
       ValueError: no decoder, labels that are missing.
@@ -65,8 +65,13 @@ def translate(model: Model, x: np.ndarray, direction: str, *, batch_size: int = 
     return translator(model, direction, batch_size=batch_size)(x)
 
 
-def encoder(model: Model, *, batch_size: int = 64) -> Callable[..., dict[str, np.ndarray]]:
-    """(x, labels=None) -> codes, as `encode`; compiled once for any number of calls."""
+def encoder(
+    model: Model, *, batch_size: int = 64, whole: bool = False
+) -> Callable[..., dict[str, np.ndarray]]:
+    """(x, labels=None) -> codes, as `encode`; compiled once for any number of calls.
+
+    With `whole` also for calls of fewer examples, which are filled up to `batch_size`.
+    """
     _check_codec(model)
     to_model, run = modalities.of(model.spec.kind).to_model, model.family.codec.encode
 
@@ -78,13 +83,15 @@ def encoder(model: Model, *, batch_size: int = 64) -> Callable[..., dict[str, np
         _check_examples(model, x)
         batch = {"x": x, **_cond(model, labels)}
         run_batch = partial(compiled, model.variables)
-        return map_batches(run_batch, sharding.make_mesh(), batch, batch_size)
+        return map_batches(run_batch, sharding.make_mesh(), batch, batch_size, whole)
 
     return encoded
 
 
-def decoder(model: Model, *, batch_size: int = 64) -> Callable[..., np.ndarray]:
-    """(z, labels=None) -> examples as stored, as `decode`; compiled once for all calls."""
+def decoder(
+    model: Model, *, batch_size: int = 64, whole: bool = False
+) -> Callable[..., np.ndarray]:
+    """(z, labels=None) -> examples as stored, as `decode`; compiled as `encoder`."""
     _check_codec(model)
     to_stored = modalities.of(model.spec.kind).to_stored
     compiled = jax.jit(model.family.codec.decode)
@@ -94,17 +101,17 @@ def decoder(model: Model, *, batch_size: int = 64) -> Callable[..., np.ndarray]:
             return compiled(model.variables, batch["z"], batch["cond"])
 
         batch = {"z": np.asarray(z), "cond": _cond(model, labels)}
-        return to_stored(map_batches(run_batch, sharding.make_mesh(), batch, batch_size))
+        return to_stored(map_batches(run_batch, sharding.make_mesh(), batch, batch_size, whole))
 
     return decoded
 
 
 def translator(
-    model: Model, direction: str, *, batch_size: int = 64
+    model: Model, direction: str, *, batch_size: int = 64, whole: bool = False
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """x -> examples of the other domain, as `translate`; compiled once for all calls."""
+    """x -> examples of the other domain, as `translate`; compiled as `encoder`."""
     if model.family.translate is None:
-        raise ValueError(f"family {model.config['family']!r} does not translate images")
+        raise ValueError("this model does not translate")
     one_of("the direction", direction, DIRECTIONS)
     modality, run = modalities.of(model.spec.kind), model.family.translate
 
@@ -114,8 +121,8 @@ def translator(
 
     def translated(x: np.ndarray) -> np.ndarray:
         _check_examples(model, x)
-        run_batch = partial(compiled, model.variables)
-        return modality.to_stored(map_batches(run_batch, sharding.make_mesh(), x, batch_size))
+        run_batch, mesh = partial(compiled, model.variables), sharding.make_mesh()
+        return modality.to_stored(map_batches(run_batch, mesh, x, batch_size, whole))
 
     return translated
 
@@ -134,34 +141,33 @@ def encode_split(model: Model, data: examples.RealData, split: str) -> dict[str,
     _check_codec(model)
     _check_shape(model, data.spec.shape)
     batches = examples.examples(data, sharding.make_mesh(), split=split, bar=True)
-    found = examples.codes(model.family, model.variables, batches)
+    beside = ("label",) if data.spec.classes else ()
+    found = examples.codes(model.family, model.variables, batches, beside)
     if "logvar" in found:
         mean, noise = found["mean"], np.exp(found["logvar"])
         found["shift"] = np.float32(mean.mean(dtype=np.float64))
         variance = mean.var(dtype=np.float64) + noise.mean(dtype=np.float64)
         found["scale"] = np.float32(variance**-0.5)
-    if data.spec.classes:
-        source = data.dataset.sources[split]
-        found["label"] = source.fetch(np.arange(len(source)))["label"]
     return found
 
 
 def denoise_folder(
     model: Model, folder: str | pathlib.Path, output: str | pathlib.Path, *, batch_size: int = 64
 ) -> pathlib.Path:
-    """Decodes the mean code of every image of a folder or .zip: what a denoising model is for.
+    """Decodes the code of every image of a folder or .zip: what a denoising model is for.
 
     Returns and raises as `each_image`; ValueError also for a model without an encoder or one that
     needs labels.
     """
-    encoded = encoder(model, batch_size=batch_size)
-    decoded = decoder(model, batch_size=batch_size)
+    _check_codec(model)
     _cond(model, None)
 
-    def denoised(x: np.ndarray) -> np.ndarray:
-        return decoded(encoded(x)["mean"])
+    def denoiser(size: int) -> Callable[[np.ndarray], np.ndarray]:
+        encoded = encoder(model, batch_size=size, whole=True)
+        decoded = decoder(model, batch_size=size, whole=True)
+        return lambda x: decoded(encoded(x)[model.family.codec.code])
 
-    return each_image(model, folder, output, denoised, "denoising", batch_size)
+    return each_image(model, folder, output, denoiser, "denoising", batch_size)
 
 
 def translate_folder(
@@ -176,15 +182,18 @@ def translate_folder(
 
     Returns and raises as `each_image`, and raises as `translate`.
     """
-    translated = translator(model, direction, batch_size=batch_size)
-    return each_image(model, folder, output, translated, "translating", batch_size)
+
+    def make(size: int) -> Callable[[np.ndarray], np.ndarray]:
+        return translator(model, direction, batch_size=size, whole=True)
+
+    return each_image(model, folder, output, make, "translating", batch_size)
 
 
 def each_image(
     model: Model,
     folder: str | pathlib.Path,
     output: str | pathlib.Path,
-    change: Callable[[np.ndarray], np.ndarray],
+    make: Callable[[int], Callable[[np.ndarray], np.ndarray]],
     doing: str,
     batch_size: int = 64,
 ) -> pathlib.Path:
@@ -197,7 +206,8 @@ def each_image(
       folder: what to read, a folder (with its subfolders) or a .zip.
       output: gets a PNG for each image, by the same name, and `compared.png`, up to 16 of them
         above what became of them.
-      change: uint8 [n, H, W, C] -> the same; n is the same in every call.
+      make: number of images at a time -> the function of these, uint8 [n, H, W, C] -> the same;
+        n is that number, and what is left in the last call.
       doing: names the progress bar, such as "denoising".
       batch_size: images at a time.
 
@@ -219,13 +229,12 @@ def each_image(
     read = sources.decoder(model.spec.shape, image_size=height, crop=0, upright=True)
     output, first = pathlib.Path(output), None
     writes, size = jax.process_index() == 0, min(batch_size, len(found.names))
+    change = make(size)
     with tqdm(total=len(found.names), unit="img", desc=doing, disable=None) as bar:
         for start in range(0, len(found.names), size):
             names = found.names[start : start + size]
             given = np.stack([read(images.Record(n, found.read(n), None)) for n in names])
-            # The last images are filled up to a whole batch, so that one compilation serves all.
-            whole = given[np.minimum(np.arange(size), len(names) - 1)]
-            changed = change(whole)[: len(names)]
+            changed = change(given)
             for name, pixels in zip(names, changed, strict=True):
                 if writes:
                     save_image(to_pil(pixels), (output / name).with_suffix(".png"))
@@ -238,9 +247,10 @@ def each_image(
 
 
 def _check_codec(model: Model) -> None:
-    codec = model.family.codec
-    if codec is None or codec.decode is None:
-        raise ValueError(f"family {model.config['family']!r} has no encoder and decoder")
+    if model.family.codec is None:
+        raise ValueError("this model has neither an encoder nor a decoder")
+    if model.family.codec.decode is None:
+        raise ValueError("this model has no decoder: its codes cannot be used without it")
 
 
 def _check_examples(model: Model, x: np.ndarray) -> None:

@@ -1,6 +1,6 @@
 """How a model is judged: one path for the schedule of a run and for the command.
 
-    planned = plan(config.evaluations, config.evaluation)     # names -> what each of them needs
+    planned = evaluations.plan(config.evaluations, config.evaluation)  # what each of them needs
     evaluator = Evaluator(planned, family, data, mesh, ...)   # refuses all that can be wrong
     result = evaluator.run(variables, seed=0, weights="EMA")  # rows, and pictures that go with them
     write(workdir, "step00001000", result, step=1000, scheduled=False)
@@ -30,34 +30,14 @@ from aigc_jax.evaluation.features import Features
 from aigc_jax.evaluation.per_example import ModelUnderTest
 from aigc_jax.family import Family, Variables
 from aigc_jax.runs import examples, pictures
-from aigc_jax.runs.evaluations import (
-    Evaluation,
-    Rebuild,
-    check,
-    check_draws,
-    open_network,
-    plan,
-    scheduled,
-    splits,
-)
+from aigc_jax.runs.evaluations import Evaluation, Rebuild, check, open_network
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractor, FeatureExtractors, real_split
 from aigc_jax.sampling.driver import Driver, draw
 
-__all__ = [
-    "Evaluation",
-    "Evaluator",
-    "Result",
-    "check",
-    "check_draws",
-    "plan",
-    "protocol",
-    "scheduled",
-    "splits",
-    "write",
-]
-
 T = TypeVar("T")
+# Settings of sampling that a row states, and where each of them changes nothing.
+NEUTRAL = {"guidance": 1.0, "truncation": 0.0, "temperature": 1.0, "eta": 0.0}
 
 
 class Result(NamedTuple):
@@ -71,7 +51,7 @@ class Evaluator:
     """Runs the same evaluations on the variables of a family, as often as one likes.
 
     Args:
-      planned: from `plan` or `scheduled`.
+      planned: from `evaluations.plan` or `evaluations.scheduled`.
       family: what is judged.
       data: real data; whatever is random comes in batches of `data.batch_size`.
       mesh: the devices.
@@ -245,9 +225,9 @@ class _Session:
         ):
             return self._variables
         bare = self._variables._replace(prepared={})
+        codes = partial(examples.training_codes, data=self._of.data, mesh=self._of.mesh)
         return self._once(
-            ("prepared", name),
-            lambda: examples.prepared(family, bare, self._of.data, self._of.mesh),
+            ("prepared", name), lambda: examples.prepare(family, bare, self._of.mesh, codes)
         )
 
     def _samples(self, e: Evaluation) -> np.ndarray:
@@ -351,10 +331,11 @@ def _statistics(path: str) -> tuple[np.ndarray, np.ndarray, str] | None:
 def protocol(sampling: Mapping[str, Any], *, weights: str, seed: int) -> dict[str, Any]:
     """What every row states: how samples are drawn, with which parameters, from which seed."""
     words = [sampling.get("sampler", sampling.get("prior", ""))]
-    if sampling.get("guidance", 1.0) != 1.0:
-        words.append(f"guidance {sampling['guidance']}")
+    for name, neutral in NEUTRAL.items():
+        if sampling.get(name, neutral) != neutral:
+            words.append(f"{name} {sampling[name]}")
     return {
-        "sampler": " ".join(words),
+        "sampler": " ".join(filter(None, words)),
         "steps": sampling.get("steps"),
         "weights": weights,
         "seed": seed,

@@ -136,7 +136,10 @@ def check(
     for e in of_samples:
         _check_kind(e, data)
         if e.count < 2:
-            raise ValueError(f"a distribution takes at least 2 samples to judge, not {e.count}")
+            raise ValueError(
+                f"a distribution takes at least 2 samples to judge, not {e.count}: set --num or "
+                "evaluation.count, on a schedule evaluation.scheduled_count"
+            )
         split = f"evaluation.reference_split of {e.name}"
         one_of(split, e.settings["reference_split"], data.dataset.sources)
         for key in e.sampling:

@@ -1,7 +1,8 @@
 """Real data in batches on the devices, in the model's range; and what an encoder makes of them."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,9 @@ from aigc_jax.family import Batch, DataSpec, Family, Variables
 from aigc_jax.training import sharding
 
 PREPARED_FROM = 10_000  # training examples whose codes a prior is fitted to
+
+# (family, variables) -> the codes of training data, {name: [N, ...]}; see `Drawing.prepare`.
+Codes = Callable[[Family, Variables], Mapping[str, np.ndarray]]
 
 
 class RealData(NamedTuple):
@@ -44,6 +48,9 @@ def examples(
 ) -> Iterator[Batch]:
     """A split in batches of `data.batch_size` on the devices, in the model's range.
 
+    A batch is split over the devices where it divides; else each device holds all of it, since the
+    batch of training must not depend on where a model is judged.
+
     Args:
       limit: stops after that many examples, rounded up to whole batches; 0 takes all.
       split: None is the test split.
@@ -52,15 +59,15 @@ def examples(
     Yields:
       {"x": [B, ...], "mask": float32 [B], ...}; the mask is 0 for rows that fill up the last batch.
     """
-    sharding.check_batch(data.batch_size, mesh)
+    splits = data.batch_size % mesh.size == 0
     split = split or data.test_split
     source = data.dataset.sources[split]
     count = -(-min(limit or len(source), len(source)) // data.batch_size)
     batches = loader.epoch(
         source,
         batch_size=data.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=jax.process_index() if splits else 0,
+        process_count=jax.process_count() if splits else 1,
     )
     for batch in tqdm(
         itertools.islice(batches, count),
@@ -69,15 +76,22 @@ def examples(
         disable=None if bar else True,
         leave=False,
     ):
-        yield modalities.to_model_batch(data.spec, sharding.put(mesh, batch))
+        placed = sharding.put(mesh, batch) if splits else sharding.place(batch, mesh)
+        yield modalities.to_model_batch(data.spec, placed)
 
 
-def codes(family: Family, variables: Variables, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
-    """What `Codec.encode` gives for all real rows of batches as of `examples`: {name: [N, ...]}."""
+def codes(
+    family: Family, variables: Variables, batches: Iterable[Batch], beside: Iterable[str] = ()
+) -> dict[str, np.ndarray]:
+    """What `Codec.encode` gives for all real rows of batches as of `examples`: {name: [N, ...]}.
+
+    With them come the entries `beside` of the batches, such as their labels.
+    """
     encode = jax.jit(family.codec.encode)
     parts = []
     for batch in batches:
-        found = sharding.fetch({**encode(variables, batch), "mask": batch["mask"]})
+        own = {name: batch[name] for name in ("mask", *beside)}
+        found = sharding.fetch({**encode(variables, batch), **own})
         kept = found.pop("mask") > 0
         parts.append({name: array[kept] for name, array in found.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -91,12 +105,17 @@ def training_codes(
     return codes(family, variables, batches)
 
 
-def prepared(family: Family, variables: Variables, data: RealData, mesh: Any) -> Variables:
+def prepare(family: Family, variables: Variables, mesh: Any, codes: Codes | None) -> Variables:
     """The variables with what `Drawing.prepare` makes of them, on the devices.
 
-    They come back as they are where the family prepares nothing.
+    They come back as they are where the family prepares nothing, or fits it to codes and there are
+    none.
+
+    Args:
+      codes: (family, variables) -> the codes of training data.
     """
-    if family.drawing is None or family.drawing.prepare is None:
+    drawing = family.drawing
+    if drawing is None or drawing.prepare is None or (drawing.fitted and codes is None):
         return variables
-    made = family.drawing.prepare(variables, lambda: training_codes(family, variables, data, mesh))
+    made = drawing.prepare(variables, codes and partial(codes, family, variables))
     return variables._replace(prepared=sharding.place(made, mesh))

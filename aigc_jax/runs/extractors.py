@@ -45,11 +45,7 @@ class FeatureExtractor(NamedTuple):
 
     def __call__(self, images: np.ndarray) -> Features:
         """Features of uint8 [n, H, W, C], n >= 1, whole on every process."""
-        n = len(images)
-        if 0 < n < self.batch_size:
-            images = images[np.minimum(np.arange(self.batch_size), n - 1)]
-        found = map_batches(self.run, self.mesh, images, self.batch_size)
-        return Features(*(x[:n] for x in found))
+        return Features(*map_batches(self.run, self.mesh, images, self.batch_size, whole=True))
 
     def of_batches(self, batches: Iterable[np.ndarray]) -> Features:
         """Features of images that come in batches; no more than one of these is held at a time."""
@@ -118,6 +114,7 @@ def real_split(data: RealData, split: str, extractor: FeatureExtractor | None) -
             "-".join(map(str, key)),
             Features._fields,
             lambda: extractor.of_batches(passing()),
+            on_all=sharding.on_all,  # a folder of each process's own may lack what others' hold
         )
         return Features(*arrays)
 

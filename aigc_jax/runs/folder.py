@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aigc_jax import files
+from aigc_jax.checks import flatten
 from aigc_jax.family import DataSpec, Field
 
 # Settings that may change when a run goes on: they do not touch what is computed from here on.
@@ -29,17 +30,6 @@ FREE = (
 
 class RunMismatch(ValueError):
     """A command whose config is not that of the run in its workdir."""
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings -> {"data.name": value}."""
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -72,7 +62,7 @@ def read(workdir: pathlib.Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         hint = ""
         if workdir.parent.is_dir():
-            runs = [p.name for p in workdir.parent.iterdir() if (p / name).is_file()]
+            runs = [p.name for p in workdir.parent.iterdir() if is_run(p)]
             near = difflib.get_close_matches(workdir.name, runs, n=3, cutoff=0.3) or runs[:3]
             hint = f" (runs there: {', '.join(near)})" if near else ""
         raise FileNotFoundError(
@@ -85,8 +75,8 @@ def read(workdir: pathlib.Path, name: str) -> dict[str, Any]:
 
 
 def is_run(folder: pathlib.Path) -> bool:
-    """Whether a folder is a run of ours."""
-    return (folder / "checkpoints").is_dir()
+    """Whether a folder is a run of ours, which every command takes it for by its spec.json."""
+    return (folder / "spec.json").is_file()
 
 
 def write_spec(workdir: pathlib.Path, spec: DataSpec) -> None:

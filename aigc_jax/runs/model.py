@@ -6,30 +6,26 @@ optimizer state is read, and no second copy of the parameters.
 """
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from aigc_jax import build, streams
 from aigc_jax.family import DataSpec, Family, Field, Variables
+from aigc_jax.runs import examples, weights
 from aigc_jax.runs import folder as folders
-from aigc_jax.runs import weights
 from aigc_jax.sampling.driver import Driver
 from aigc_jax.training import sharding
 from aigc_jax.training.checkpoint import Checkpoints
-
-# (family, variables) -> the codes of training data, {name: [N, ...]}; see `Drawing.prepare`.
-Codes = Callable[[Family, Variables], Mapping[str, np.ndarray]]
 
 
 class Model(NamedTuple):
     """A trained model, ready to sample.
 
     Attributes:
-      config: what it was built from; handed on and never read below `commands`.
+      config: what it was built from; commands read it, and of `runs` this file alone.
       spec, family: of its data, and the family itself.
       variables: what the family's functions take, on the devices.
       step: steps that it was trained for; 0 of weights from elsewhere.
@@ -53,7 +49,7 @@ def load(
     step: int | None = None,
     raw: bool = False,
     dtype: Any = None,
-    codes: Codes | None = None,
+    codes: examples.Codes | None = None,
 ) -> Model:
     """The model of a run.
 
@@ -68,10 +64,16 @@ def load(
 
     Raises:
       FileNotFoundError: no run there, or one without a checkpoint.
-      ValueError, CheckpointError: a run of another config or an earlier version, damage.
+      ValueError, CheckpointError: a run of another config or an earlier version, damage; `step` or
+        `raw` where no run is.
     """
     workdir = pathlib.Path(workdir)
-    if config is not None and config["init_from"] and not (workdir / "config.json").exists():
+    if config is not None and config["init_from"] and not folders.is_run(workdir):
+        if step is not None or raw:
+            raise ValueError(
+                f"there is no run in {workdir} to take another step or raw weights of: leave "
+                "--step and --raw out, config.init_from is taken as it is"
+            )
         source = pathlib.Path(config["init_from"]).expanduser()
         spec = _spec_of(source)
         if "diffusion" in config:
@@ -91,34 +93,18 @@ def load(
     if dtype is not None:
         variables = variables._replace(params=cast(variables.params, dtype))
     if family.drawing and family.drawing.prepare:
-        variables = prepared(family, variables, stored, codes)
+        variables = with_prepared(family, variables, stored, codes)
     return Model(config, spec, family, variables, step)
 
 
-class _NoCodesError(Exception):
-    """Codes of training data were asked for where there are none."""
-
-
-def prepared(
-    family: Family, variables: Variables, stored: tuple[str, Any], codes: Codes | None
+def with_prepared(
+    family: Family, variables: Variables, stored: tuple[str, Any], codes: examples.Codes | None
 ) -> Variables:
-    """The variables with what `Drawing.prepare` makes of them: as stored, else computed.
-
-    They come back as they are where that takes codes of training data and `codes` is None.
-    """
-
-    def given() -> Mapping[str, np.ndarray]:
-        if codes is None:
-            raise _NoCodesError
-        return codes(family, variables)
-
-    name, found = stored
+    """The variables with what samples need beside them: as stored, else as `examples.prepare`."""
+    (name, found), mesh = stored, sharding.make_mesh()
     if name != family.drawing.prepared_as:
-        try:
-            found = family.drawing.prepare(variables, given)
-        except _NoCodesError:
-            return variables
-    return variables._replace(prepared=sharding.place(found, sharding.make_mesh()))
+        return examples.prepare(family, variables, mesh, codes)
+    return variables._replace(prepared=sharding.place(found, mesh))
 
 
 def restore(
@@ -154,10 +140,10 @@ def restore(
         found = checkpoints.restore_parts(target, step)
         if found is None:
             raise FileNotFoundError(f"no complete checkpoint in {root}: train first")
-        name = checkpoints.about(found[2]).get("prepared", "")
     finally:
         checkpoints.close()
-    read, made, step = found
+    read, made, about, step = found
+    name = about.get("prepared", "")
     both = {**read.get("params", {}), **read.get("ema", {})}
     return Variables(both, read.get("extra", {})), ("" if raw else name, made), step
 

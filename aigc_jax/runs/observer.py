@@ -4,6 +4,7 @@ import math
 import operator
 import pathlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,12 +31,36 @@ COLUMNS = 10  # test examples shown beside their reconstructions
 PAIRS = 500  # of samples whose distance is taken
 
 
-def check_settings(samples: int, sample_every: int, best_mode: str) -> None:
-    """Raises ValueError for settings that cannot work; called before anything is written."""
-    if sample_every and samples < 1:
-        raise ValueError(f"log.samples is at least 1, not {samples}; sample_every=0 is off")
-    if best_mode not in BETTER:
-        raise ValueError(f"checkpoint.best_mode is {' or '.join(BETTER)}, not {best_mode!r}")
+def check_settings(
+    log: Mapping[str, Any], keep: Mapping[str, Any], *, test_split: str, draws: bool
+) -> None:
+    """Raises ValueError for settings that cannot work; called before anything is written.
+
+    Args:
+      log, keep: `config.log` and `config.checkpoint`.
+      test_split: by which metrics of examples are named.
+      draws: whether metrics of samples are taken on the schedule.
+    """
+    if (log["sample_every"] or log["first_sample"]) and log["samples"] < 1:
+        raise ValueError(
+            f"log.samples is at least 1, not {log['samples']}; log.sample_every=0 and "
+            "log.first_sample=0 draw none"
+        )
+    best = keep["best"]
+    if keep["best_mode"] not in BETTER:
+        raise ValueError(
+            f"checkpoint.best_mode is {' or '.join(BETTER)}, not {keep['best_mode']!r}"
+        )
+    if best and not best.startswith((f"{test_split}/", "eval/")):
+        raise ValueError(
+            f"checkpoint.best begins with {test_split}/ or, of samples, with eval/, and is not "
+            f"{best!r}"
+        )
+    if best.startswith("eval/") and not draws:
+        raise ValueError(
+            f"checkpoint.best is {best!r}, but no samples are judged on the schedule: set "
+            "evaluation.scheduled_count, or another metric"
+        )
 
 
 class Observer:
@@ -85,7 +110,8 @@ class Observer:
     def prepare(self, state: TrainState, step: int) -> Any:
         """What `Drawing.prepare` makes of the averages, computed once a step; {} for none."""
         if self._prepared[0] != step:
-            found = examples.prepared(self._family, _variables(state), self._data, self._mesh)
+            codes = partial(examples.training_codes, data=self._data, mesh=self._mesh)
+            found = examples.prepare(self._family, _variables(state), self._mesh, codes)
             self._prepared = (step, found.prepared)
         return self._prepared[1]
 
@@ -133,11 +159,13 @@ class Observer:
         latest = self._best.latest()
         if latest is not None:
             try:
-                before = self._best.about(latest)["metrics"][name]
+                about = self._best.about(latest)
             except Exception:  # whatever Orbax makes of a damaged file
                 self._best.set_aside_after(latest - 1)
             else:
-                if latest >= step or not self._better(metrics[name], before):
+                before = about["metrics"].get(name)  # None where another metric chose it
+                rival = before is not None and math.isfinite(before)
+                if latest >= step or (rival and not self._better(metrics[name], before)):
                     return
         about = self._about | {"metrics": dict(metrics)}
         self._best.save(step, state, about, prepared=self.prepare(state, step))
@@ -191,10 +219,9 @@ class Observer:
         self._writer.scalars(step, {"samples/diversity": share})
         if share < COLLAPSED:
             self._writer.say(
-                f"step {step}: samples differ {share:.2g} times as much as test images do. Early "
-                "in training that passes; where it stays it is mode collapse. For a GAN try the "
-                "relativistic loss with penalty r1_r2, a lower learning rate, a larger batch, and "
-                "augmentation where images are few"
+                f"step {step}: samples differ {share:.2g} times as much as test examples do. Early "
+                "in training that passes; where it stays it is mode collapse: see Missing modes in "
+                "docs/evaluation.md"
             )
 
     def _reconstruct(self, state: TrainState, step: int) -> None:

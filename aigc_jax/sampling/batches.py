@@ -9,24 +9,30 @@ import numpy as np
 from aigc_jax.training import sharding
 
 
-def padded(count: int, batch_size: int, mesh: Any) -> Iterator[tuple[np.ndarray, int]]:
+def padded(
+    count: int, batch_size: int, mesh: Any, whole: bool = False
+) -> Iterator[tuple[np.ndarray, int]]:
     """Yields (numbers of a batch's examples, how many of them are below `count`).
 
-    Every batch has one size, `batch_size` rounded up to a multiple of the devices (and not more
-    than `count` needs), so one compilation serves all; the last one's numbers run on past `count`.
+    Every batch has one size, `batch_size` rounded up to a multiple of the devices, so one
+    compilation serves all; the last one's numbers run on past `count`. That size is not more than
+    `count` needs, unless `whole`: for several calls that share a compilation.
     """
-    size = -(-min(batch_size, count) // mesh.size) * mesh.size
+    size = -(-(batch_size if whole else min(batch_size, count)) // mesh.size) * mesh.size
     for start in range(0, count, size):
         yield np.arange(start, start + size), min(size, count - start)
 
 
-def map_batches(run: Callable[[Any], Any], mesh: Any, arrays: Any, batch_size: int = 64) -> Any:
+def map_batches(
+    run: Callable[[Any], Any], mesh: Any, arrays: Any, batch_size: int = 64, whole: bool = False
+) -> Any:
     """`run` over the examples of a tree of host arrays, whole on every process.
 
     Args:
       run: compiled, a tree of device arrays [b, ...] -> a tree of device arrays [b, ...].
       arrays: tree of host arrays [n, ...], the same on every process; n is at least 1.
       batch_size: examples at a time; the last batch is filled up with the last example.
+      whole: as for `padded`.
 
     Returns:
       The tree that `run` gives, as host arrays [n, ...].
@@ -35,7 +41,7 @@ def map_batches(run: Callable[[Any], Any], mesh: Any, arrays: Any, batch_size: i
     if not count:
         raise ValueError("there is nothing to compute: no examples were given")
     parts = []
-    for index, kept in padded(count, batch_size, mesh):
+    for index, kept in padded(count, batch_size, mesh, whole):
         chosen = np.minimum(index, count - 1)
         batch = jax.tree.map(lambda x, rows=chosen: of_this_process(np.asarray(x)[rows]), arrays)
         found = sharding.fetch(run(sharding.put(mesh, batch)))

@@ -15,16 +15,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from aigc_jax.training import quiet
+from aigc_jax.training import quiet, sharding
 
 ITEMS = ("state", "prepared", "about")
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read; the message says what to do."""
+
+
+def complete_steps(folder: pathlib.Path) -> list[int]:
+    """Steps of the checkpoints in a folder, by their names: a save under way has another name."""
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
 
 
 @jax.jit
@@ -70,15 +76,20 @@ class Checkpoints:
     """The checkpoints of one run in `folder`, the newest `keep` of them."""
 
     def __init__(self, folder: str | pathlib.Path, keep: int = 2, clean: bool = False) -> None:
-        """Opens the folder; the run that writes there has `clean` move half-written saves aside."""
+        """Opens the folder, which the first save makes where there is none.
+
+        The run that writes there has `clean` move half-written saves aside.
+        """
         self._quiet = quiet.Orbax()
         self.folder = pathlib.Path(folder).absolute()
         self._keep = keep
         if clean:
             half = [path.name for path in self.folder.glob("*.orbax-checkpoint-tmp*")]
-            told = "a save was cut short; what it had written"
-            self._move_aside(dict.fromkeys(half, told))
-        self._open()
+            what = "a save was cut short; what it had written"
+            self._move_aside(dict.fromkeys(half, what))
+        self._manager: ocp.CheckpointManager | None = None
+        if self.folder.is_dir():
+            self._open()
 
     def _open(self) -> None:
         options = ocp.CheckpointManagerOptions(
@@ -94,11 +105,11 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
-        return sorted(self._manager.all_steps())
+        return sorted(self._manager.all_steps()) if self._manager else []
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint."""
-        return self._manager.latest_step()
+        return self._manager.latest_step() if self._manager else None
 
     def save(self, step: int, state: Any, about: Mapping[str, Any], prepared: Any = None) -> None:
         """Starts saving; the files are written while training goes on.
@@ -108,31 +119,41 @@ class Checkpoints:
           state: the state; free to be donated once this returns.
           about: JSON beside it (config, metrics).
           prepared: a tree of arrays that goes with the state but is computed from it, so that a
-            restored run does not need it; what samples are drawn with.
+            restored run does not need it; what samples are drawn with. Saved as host arrays: read
+            without a target, an array on devices would ask for as many devices again.
 
         Raises:
           CheckpointError: this save, or the one still under way, failed.
         """
-        self.wait()  # so that a failure is told of the save that it befell
+        self.wait()  # so that a failure is reported for the save that failed
         items = {"state": ocp.args.StandardSave(state)}
         found = digests(state)
         if jax.tree.leaves(prepared):
+            prepared = sharding.fetch(prepared)
             items["prepared"] = ocp.args.StandardSave(prepared)
             found |= digests({"prepared": prepared})
         items["about"] = ocp.args.JsonSave(dict(about) | {"digest": found})
         args = ocp.args.Composite(**items)
-        self._guard(step, lambda: self._manager.save(step, args=args, force=True))
+
+        def write() -> None:
+            if self._manager is None:
+                self._open()
+            self._manager.save(step, args=args, force=True)
+
+        self._guard(step, write)
 
     def wait(self) -> None:
         """Blocks until what was saved is on disk; raises CheckpointError if it is not."""
-        self._guard(None, self._manager.wait_until_finished)
+        if self._manager:
+            self._guard(None, self._manager.wait_until_finished)
 
     def close(self) -> None:
         """Waits and ends the writing threads."""
         try:
             self.wait()
         finally:
-            self._manager.close()
+            if self._manager:
+                self._manager.close()
             self._quiet.end()
 
     def _guard(self, step: int | None, action: Callable[[], Any]) -> None:
@@ -140,7 +161,7 @@ class Checkpoints:
             action()
         except Exception as error:
             gc.collect()  # what Orbax left half done goes now, not noisily when the process ends
-            complete = self._complete_on_disk()
+            complete = complete_steps(self.folder)
             kept = (
                 f"the checkpoint of step {complete[-1]} is intact"
                 if complete
@@ -149,12 +170,8 @@ class Checkpoints:
             what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
             raise CheckpointError(
                 f"could not write {what} in {self.folder}: {_first_line(error)}; {kept}. "
-                "Make room or mend the disk, then give the same command again to resume"
+                "Make room or repair the disk, then give the same command again to resume"
             ) from error
-
-    def _complete_on_disk(self) -> list[int]:
-        """Steps by folder name; a save under way carries another name."""
-        return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
 
     def about(self, step: int) -> dict[str, Any]:
         """The JSON saved beside the state of `step`."""
@@ -176,7 +193,7 @@ class Checkpoints:
 
     def restore_parts(
         self, target: Mapping[str, Any], step: int | None = None
-    ) -> tuple[Mapping[str, Any], Any, int] | None:
+    ) -> tuple[Mapping[str, Any], Any, Mapping[str, Any], int] | None:
         """As `restore`, of some parts of the state alone; nothing else is read.
 
         Args:
@@ -184,20 +201,19 @@ class Checkpoints:
             {"ema": {"net": ...}}.
 
         Returns:
-          (the parts, what was saved as `prepared` or {}, step).
+          (the parts, what was saved as `prepared` on the host or {}, the JSON beside them, step).
         """
 
-        def read(candidate: int) -> tuple[Mapping[str, Any], Any]:
-            about, folder = self.about(candidate), self._manager.directory / f"{candidate:08d}"
+        def read(candidate: int) -> tuple[Mapping[str, Any], Any, Mapping[str, Any]]:
+            about, folder = self.about(candidate), self.folder / f"{candidate:08d}"
             parts = _read_partially(folder / "state", target)
             found = digests(parts)
             prepared = {}
             if (folder / "prepared").exists():
-                with ocp.StandardCheckpointer() as checkpointer:
-                    prepared = checkpointer.restore(folder / "prepared")
+                prepared = _read_on_host(folder / "prepared")
                 found |= digests({"prepared": prepared})
             self._compare(found, about["digest"])
-            return parts, prepared
+            return parts, prepared, about
 
         found = self._first_good(read, step)
         return found and (*found[0], found[1])
@@ -268,6 +284,15 @@ def _read_partially(folder: Any, target: Any) -> Any:
     args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(folder, args=args)
+
+
+def _read_on_host(folder: pathlib.Path) -> Any:
+    """A saved tree as host arrays, on whatever devices its arrays were when it was saved."""
+    handler = ocp.PyTreeCheckpointHandler()
+    saved = handler.metadata(folder).tree
+    how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+    with ocp.Checkpointer(handler) as checkpointer:
+        return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=how))
 
 
 def _first_line(error: BaseException) -> str:

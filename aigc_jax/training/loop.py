@@ -78,7 +78,7 @@ def train(
       max_skipped: steps in a row with gradients that are not finite before the run stops.
       checkpoints: where the run lies, closed by the caller; about: JSON beside each.
       begin: (step to start from, number of parameters) -> (writer, hooks). Called once, when
-        nothing can be wrong with the settings any more: the run's papers are written here.
+        nothing can be wrong with the settings: it writes config.json, spec.json and origin.json.
       initial: () -> ({player: parameters} to start from instead of random ones, {name: what of
         `extra` goes with them}), called by a new run only: one that resumes needs it no more.
 
@@ -186,7 +186,7 @@ def _steps(
             state, metrics = run_step(step, state, batch)
             meter.add(step + 1, metrics)
             writer.advance()
-            if (step + 1) % schedule.log == 0:
+            if due(schedule.log, step + 1, start, schedule.steps):
                 meter.flush(step + 1)
     raise AssertionError("the last step returns")
 

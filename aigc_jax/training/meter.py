@@ -58,7 +58,7 @@ class Meter:
             raise NonFiniteError(
                 f"{in_row} steps in a row up to step {step} had a loss or gradient that was not "
                 f"finite, and their updates were skipped; {good}. Lower optimizer.learning_rate, "
-                "set optimizer.clip, or compute in network.dtype=float32"
+                "set optimizer.clip, or set the networks' dtype to float32"
             )
 
     def flush(self, step: int) -> None:

@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from aigc_jax.checks import one_of
+from aigc_jax.checks import arguments, one_of, section
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "linear", "cosine")
+# Settings of `learning_rate`, flat beside those of `optimizer`, and what some move to.
+OF_SCHEDULE = ("schedule", "warmup", "decay_steps", "decay_start")
+ENDS = ("learning_rate_end", "b2_end")
 
 
 def learning_rate(
@@ -120,11 +123,13 @@ def per_player(
     own = updates.keys() & settings.keys()
     if own and own != updates.keys():
         raise ValueError(f"optimizer names {sorted(own)} but not {sorted(updates.keys() - own)}")
+    if own:
+        section("optimizer", settings, updates)
 
     def build(player: str) -> optax.GradientTransformation:
-        setting = dict(settings[player] if own else settings)
-        keys = ("schedule", "warmup", "decay_steps", "decay_start")
-        schedule = {k: setting.pop(k) for k in keys if k in setting}
+        name, given = (f"optimizer.{player}", settings[player]) if own else ("optimizer", settings)
+        setting = arguments(name, optimizer, given, beside=(*OF_SCHEDULE, *ENDS))
+        schedule = {k: setting.pop(k) for k in OF_SCHEDULE if k in setting}
         ends = {k: setting.pop(f"{k}_end", 0.0) for k in ("learning_rate", "b2")}
 
         def of_updates(peak: float, **changes: Any) -> optax.Schedule:

@@ -2,7 +2,7 @@
 
 Its threads print pages about a file that they could not read or write; the one line is ours. Every
 such error is also raised where we wait for it, so what is dropped here is only the same traceback
-in the log, and the complaint of a reader or writer that it has nobody left to tell.
+again, and the complaint of a reader or writer whose result nobody waits for any more.
 """
 
 import logging

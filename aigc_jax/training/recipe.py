@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from aigc_jax import modalities
+from aigc_jax.checks import arguments
 from aigc_jax.family import Batch, DataSpec, Family
 from aigc_jax.training import optimizers
 from aigc_jax.training.step import Recipe, ema_decay
@@ -29,7 +30,13 @@ def recipe(
       optimizer: of all players, or {player: settings}; see `optimizers.per_player`.
       ema: `half_life` and `ramp`; see `step.ema_decay`.
       augment: settings of the modality's `augment`.
+
+    Raises:
+      ValueError: an unknown key of these, or a value that cannot be.
     """
+    ema = arguments("ema", ema_decay, ema, given=("step", "batch_size"))
+    for field in spec.fields.values():
+        arguments("augment", modalities.of(field.kind).augment, augment, given=("key", "x"))
     updates: dict[str, float] = {}  # of each player, a step
     for phase in family.phases:
         updates[phase.player] = updates.get(phase.player, 0.0) + 1 / phase.every

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from aigc_jax import streams
@@ -24,9 +25,14 @@ MIN_SPLIT_SIZE = 2**14
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices (or those given) on one axis, "data"."""
-    devices = jax.devices() if devices is None else list(devices)
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    """All devices (or those given) on one axis, "data", each process's side by side, in order.
+
+    The loader and `sampling.batches` give process p the p-th part of a batch; `jax.make_mesh` would
+    order the devices of a TPU by their links.
+    """
+    found = jax.devices() if devices is None else devices
+    ordered = sorted(found, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
 
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:
@@ -83,7 +89,7 @@ def laid_out(abstract: Any, mesh: Mesh, mode: str = "replicated") -> Any:
 
 
 def place(tree: Any, mesh: Mesh, mode: str = "replicated") -> Any:
-    """Host arrays on the devices, laid out as a state's leaves are."""
+    """Host or device arrays on the devices of a mesh, laid out as a state's leaves are."""
     abstract = jax.eval_shape(lambda: tree)
     return jax.tree.map(jax.device_put, tree, state_sharding(mesh, abstract, mode))
 
@@ -131,6 +137,11 @@ def fetch(tree: Any) -> Any:
     """Global arrays -> whole numpy arrays on every process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
-    from jax.experimental import multihost_utils
-
     return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def on_all(found: bool) -> bool:
+    """Whether something was found on every process; called on all of them, free with one."""
+    if jax.process_count() == 1:
+        return found
+    return bool(np.all(multihost_utils.process_allgather(np.array(found))))

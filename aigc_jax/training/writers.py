@@ -55,10 +55,10 @@ class Writer:
         )
         self._started, self._first = time.monotonic(), start
 
-    def advance(self, steps: int = 1) -> None:
-        """Moves the progress bar."""
+    def advance(self) -> None:
+        """Moves the progress bar by one step."""
         if self._on:
-            self._bar.update(steps * self._batch_size)
+            self._bar.update(self._batch_size)
 
     def say(self, message: str) -> None:
         """A line for the reader, above the bar."""

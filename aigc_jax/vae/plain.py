@@ -362,6 +362,7 @@ class VAE(Autoencoder):
                 conditions=self.conditions,
                 prepare=self.prepare if fitted else None,
                 prepared_as=f"mixture of {self.sampling.components}" if fitted else "",
+                fitted=fitted,
                 between=self.between,
             ),
             codec=Codec(self.encode, self.decode, diagnose),

@@ -215,7 +215,9 @@ class VQVAE(Autoencoder):
             averaged=("net",),
             transferred=("codebook", "counts", "sums"),
             drawing=Drawing(self.start, self.finish, conditions=self.conditions),
-            codec=Codec(self.encode, self.decode, partial(diagnose, size=self.codebook.size)),
+            codec=Codec(
+                self.encode, self.decode, partial(diagnose, size=self.codebook.size), code="index"
+            ),
             views=Views(self.reconstruct),
         )
 

@@ -2,6 +2,9 @@
 
 import json
 
+from aigc_jax.commands import evaluate
+from aigc_jax.runs.evaluations import plan
+
 DIGITS = "--config=configs/ddpm_digits.py"
 
 
@@ -25,6 +28,13 @@ def test_another_evaluation_of_a_checkpoint(run, launch, capsys, tmp_path):
     assert json.loads(path.read_text())["rows"][0]["weights"] == "as given"
     launch("--mode=report", f"--workdir={folder}")
     assert str(folder / "report.html") in capsys.readouterr().out
+
+
+def test_the_number_asked_for_wins_over_an_evaluations_own():
+    settings = {"count": 500, "likelihood_count": 0}
+    planned = plan({"fid": {"count": 50}, "kid": {}, "examples": {}}, settings)
+    assert [e.count for e in evaluate.of_count(planned, 16)] == [16, 16, 0]
+    assert [e.count for e in evaluate.of_count(planned, None)] == [50, 500, 0]
 
 
 def test_some_of_the_evaluations_lie_beside_all_of_them(run, launch):

@@ -9,7 +9,7 @@ from PIL import Image
 from aigc_jax.commands import common, sample, train
 from aigc_jax.data import datasets
 from aigc_jax.evaluation import evaluators
-from aigc_jax.runs import evaluate
+from aigc_jax.runs import evaluate, evaluations
 from aigc_jax.runs import model as models
 from aigc_jax.runs.extractors import FeatureExtractors
 from aigc_jax.training import sharding
@@ -75,7 +75,7 @@ def test_samples_of_points_stay_floats_and_are_drawn_as_a_plot(points_run, tmp_p
         return mixture(comparison, points)
 
     monkeypatch.setitem(evaluators.OF_SAMPLES, "mixture", recorded)
-    planned = evaluate.plan({"mixture": {}}, {**config.evaluation, "count": 30})
+    planned = evaluations.plan({"mixture": {}}, {**config.evaluation, "count": 30})
     model, data = models.load(workdir), common.open_data(config)
     evaluator_of(config, data, planned, model.family).run(model.variables, seed=0, weights="EMA")
     (given,) = [points.values for points in judged if not points.real]
@@ -100,11 +100,11 @@ def test_points_are_no_images_to_save(points_run, tmp_path, asked, message):
 def test_metrics_of_points_and_of_images_are_not_confused(points_run):
     workdir, config = points_run
     family, points = models.load(workdir).family, common.open_data(config)
-    planned = evaluate.plan(config.evaluations, config.evaluation)
+    planned = evaluations.plan(config.evaluations, config.evaluation)
     assert evaluator_of(config, points, planned, family).networks == ()
     digits = points._replace(name="digits", dataset=datasets.load("digits"))
     with pytest.raises(ValueError, match="'mixture' judges samples of ring and grid, not of 'd"):
         evaluator_of(config, digits, planned, family)
-    features = evaluate.plan({"fid": {"network": "digits"}}, config.evaluation)
+    features = evaluations.plan({"fid": {"network": "digits"}}, config.evaluation)
     with pytest.raises(ValueError, match="judges images in the space of a feature network, and '"):
         evaluator_of(config, points, features, family)

@@ -95,10 +95,10 @@ def test_an_evaluation_pass_is_in_order_and_masks_its_padding(source, processes)
 
 
 def test_impossible_batches_say_what_to_do(source):
-    with pytest.raises(DataError, match="larger than the data set's 50 examples: set batch_size"):
+    with pytest.raises(DataError, match=r"larger than .* 50 examples: set train.batch_size"):
         batches(source, batch_size=51, seed=0)
     for make in (lambda **k: batches(source, seed=0, **k), lambda **k: epoch(source, **k)):
-        with pytest.raises(DataError, match="by 4 processes: set batch_size to 8 or 12"):
+        with pytest.raises(DataError, match=r"by 4 processes: set train.batch_size to 8 or 12"):
             make(batch_size=10, process_count=4)
 
 

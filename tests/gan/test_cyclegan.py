@@ -255,7 +255,7 @@ def test_discriminators_see_what_was_made_before_the_generators_moved():
 def train(workdir, steps, made=None, **changes):
     setting = config(**{"train.steps": steps, "checkpoint.every": 3} | changes)
     data = RealData("toys", two_domains(), "a+b", "c+d", BATCH)
-    return command.fit(setting, workdir, (made or toy()).family(), data)
+    return command.fit(setting, workdir, (made or toy()).family(), data, ())
 
 
 @pytest.fixture(scope="module")

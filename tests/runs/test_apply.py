@@ -131,6 +131,26 @@ def test_a_splits_codes_come_with_the_scale_that_makes_them_standard(model, data
     assert scaled.std() == pytest.approx(1, abs=0.03)  # of all dimensions, less their own means
 
 
+def test_a_split_is_read_once(dataset):
+    """Its labels too come with the pass that encodes it."""
+    read = []
+
+    class Counted:
+        def __len__(self):
+            return 296
+
+        def fetch(self, indices):
+            read.extend(indices)
+            return dataset.sources["test"].fetch(indices)
+
+    codec = Codec(lambda v, batch: {"mean": batch["x"]}, lambda v, z, cond: z, None)
+    counted = dataset._replace(sources={"test": Counted()})
+    data = RealData("digits", counted, "test", "test", 296)
+    found = apply.encode_split(toy(codec, x=Field("image", (8, 8, 1))), data, "test")
+    assert len(found["label"]) == 296
+    assert sorted(read) == list(range(296))
+
+
 def test_codes_that_are_indices_have_no_scale(dataset):
     def encode(variables, batch):
         return {"index": batch["x"][:, :2, :2, 0] > 0}
@@ -160,8 +180,39 @@ def test_every_image_of_a_folder_is_denoised_under_its_own_name(model, pixels, t
     np.testing.assert_array_equal(first, second)
 
 
-def test_the_last_images_of_a_folder_come_in_a_whole_batch(tmp_path):
+def test_what_is_denoised_goes_through_the_codes_that_are_decoded(tmp_path):
+    """A model of a codebook has indices, no means."""
+
+    def decode(variables, z, cond):
+        return z[..., None] - 1.0
+
+    codec = Codec(lambda v, batch: {"index": batch["x"][..., 0] + 1}, decode, None, code="index")
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.full((4, 4), 9, np.uint8)).save(tmp_path / "in" / "0.png")
+    apply.denoise_folder(toy(codec), tmp_path / "in", tmp_path / "out")
+    assert (np.asarray(Image.open(tmp_path / "out" / "0.png")) == 9).all()
+
+
+def test_the_last_images_of_a_folder_are_filled_up_to_a_whole_batch(tmp_path):
     """What they are put through sees one shape, hence compiles once."""
+    traces = []
+
+    def translate(variables, x, direction):
+        traces.append(x.shape)
+        return -x
+
+    (tmp_path / "in").mkdir()
+    for i in range(20):
+        Image.fromarray(np.full((4, 4), i, np.uint8)).save(tmp_path / "in" / f"{i}.png")
+    model = toy(translate=translate)
+    apply.translate_folder(model, tmp_path / "in", tmp_path / "out", "a2b", batch_size=16)
+    assert traces == [(16, 4, 4, 1)]
+    for i in range(20):
+        found = np.asarray(Image.open(tmp_path / "out" / f"{i}.png"))
+        np.testing.assert_array_equal(found, np.full((4, 4), 255 - i))
+
+
+def test_the_images_of_a_folder_come_in_batches(tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 1), np.uint8)
     (tmp_path / "in").mkdir()
     for i, image in enumerate(x):
@@ -172,9 +223,13 @@ def test_the_last_images_of_a_folder_come_in_a_whole_batch(tmp_path):
         given.append(images)
         return 255 - images
 
-    apply.each_image(toy(), tmp_path / "in", tmp_path / "out", change, "changing", batch_size=3)
-    assert [len(images) for images in given] == [3, 3]
-    np.testing.assert_array_equal(given[1], x[[3, 4, 4]])
+    def make(size):
+        assert size == 3
+        return change
+
+    apply.each_image(toy(), tmp_path / "in", tmp_path / "out", make, "changing", batch_size=3)
+    assert [len(images) for images in given] == [3, 2]
+    np.testing.assert_array_equal(given[1], x[3:])
     for i, image in enumerate(x):
         found = np.asarray(Image.open(tmp_path / "out" / f"{i}.png"))
         np.testing.assert_array_equal(found, 255 - image[..., 0])
@@ -190,7 +245,7 @@ def test_an_image_that_is_not_written_whole_leaves_none(monkeypatch, tmp_path):
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", stopped)
-    run = partial(apply.each_image, toy(), tmp_path / "in", tmp_path / "out", lambda x: x, "")
+    run = partial(apply.each_image, toy(), tmp_path / "in", tmp_path / "out", lambda size: abs, "")
     with pytest.raises(OSError, match=r"0\.png: disk full"):
         run()
     assert not list((tmp_path / "out").rglob("*.*"))
@@ -223,19 +278,21 @@ def test_what_cannot_be_encoded_is_told(model, conditional, dataset, pixels):
     assert apply.encode(conditional, pixels(2), np.array([1, 2]))["mean"].shape == (2, 4)
     config = ddpm_digits.get_config("smoke")
     family = build.build(config, dataset.spec)
-    with pytest.raises(ValueError, match="family 'diffusion' has no encoder"):
+    with pytest.raises(ValueError, match="has neither an encoder nor a decoder"):
         apply.encode(Model(config, dataset.spec, family, Variables({}, {}), 0), pixels(2))
     other = toy()
     data = RealData("digits", dataset, "train", "test", 8)
-    with pytest.raises(ValueError, match="family 'toy' has no encoder"):
+    with pytest.raises(ValueError, match="has neither an encoder nor a decoder"):
         apply.encode_split(other, data, "test")
+    with pytest.raises(ValueError, match="has no decoder"):
+        apply.encode_split(toy(Codec(abs, None, None)), data, "test")
     codec = Codec(lambda v, batch: {"mean": batch["x"]}, lambda v, z, cond: z, None)
     with pytest.raises(ValueError, match="takes images of 4x4x1, not 8x8x1"):
         apply.encode_split(toy(codec), data, "test")
 
 
 def test_what_cannot_be_translated_is_told():
-    with pytest.raises(ValueError, match="family 'toy' does not translate images"):
+    with pytest.raises(ValueError, match="this model does not translate"):
         apply.translate(toy(), np.zeros((2, 4, 4, 1), np.uint8), "a2b")
     model = toy(translate=lambda variables, x, direction: x)
     with pytest.raises(ValueError, match="the direction is one of a2b, b2a, not 'b2c'"):

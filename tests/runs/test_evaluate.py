@@ -2,6 +2,7 @@
 
 import functools
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from aigc_jax import build
 from aigc_jax.data import datasets
 from aigc_jax.evaluation import evaluators
 from aigc_jax.family import Codec, Drawing, Field, Variables, Views
-from aigc_jax.runs import evaluate
+from aigc_jax.runs import evaluate, evaluations
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractor, FeatureExtractors
 from aigc_jax.runs.pictures import NEAREST
@@ -50,7 +51,7 @@ def evaluator(
         k: changes.pop(k) for k in ("seed", "sampling") if k in changes
     }
     return evaluate.Evaluator(
-        evaluate.plan(given, SETTINGS | changes),
+        evaluations.plan(given, SETTINGS | changes),
         family,
         data,
         sharding.make_mesh(jax.devices()[:devices]),
@@ -149,6 +150,7 @@ class Sampler:
                 conditions=conditions,
                 prepare=prepare if self._prepares else None,
                 prepared_as=prepared_as if self._prepares else "",
+                fitted=self._prepares,
             ),
         )
 
@@ -181,12 +183,16 @@ def test_rows_state_the_protocol_they_were_measured_by(extractors):
     loss = rows["loss"]
     assert (loss.reference, loss.weights, loss.seed) == ("digits test", "raw", None)
     assert (loss.n, loss.sampler) == (296, "")
-    assert evaluate.protocol({"prior": "normal"}, weights="EMA", seed=1) == {
+    stated = partial(evaluate.protocol, weights="EMA", seed=1)
+    assert stated({"prior": "normal", "temperature": 1.0, "eta": 0.0}) == {
         "sampler": "normal",
         "steps": None,
         "weights": "EMA",
         "seed": 1,
     }
+    assert stated({"truncation": 0.7})["sampler"] == "truncation 0.7"
+    cool = {"prior": "normal", "temperature": 0.8, "eta": 0.5}
+    assert stated(cool)["sampler"] == "normal temperature 0.8 eta 0.5"
 
 
 def test_the_other_split_is_held_out_where_the_test_split_is_the_reference(extractors):

@@ -1,8 +1,8 @@
 """Real data in batches on the devices, and the codes of them."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import toys
 
 from aigc_jax.data import datasets
@@ -25,8 +25,18 @@ def test_examples_are_in_the_models_range_and_padding_is_masked():
     np.testing.assert_array_equal(batches[0]["label"], pixels["label"])
     assert len(list(examples.examples(DATA, mesh, 41))) == 2
     assert len(list(examples.examples(DATA, mesh, 80, split="train"))) == 2
-    with pytest.raises(ValueError, match="does not divide over 8 devices"):
-        next(examples.examples(DATA._replace(batch_size=12), mesh))
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_whole_on_each():
+    data, drawn = DATA._replace(batch_size=20), {}
+    for devices in (1, 8):
+        mesh = sharding.make_mesh(jax.devices()[:devices])
+        batch = next(examples.examples(data, mesh))
+        assert batch["x"].shape == (20, 8, 8, 1)
+        assert len(batch["x"].sharding.device_set) == devices
+        noise = jax.jit(lambda x: jax.random.normal(jax.random.key(0), x.shape))(batch["x"])
+        drawn[devices] = np.asarray(batch["x"] + noise)
+    np.testing.assert_allclose(drawn[8], drawn[1], rtol=1e-6)
 
 
 def encode(variables, batch):
@@ -44,4 +54,4 @@ def test_codes_are_of_real_rows_alone_and_of_as_many_training_examples_as_asked_
     )
     found = examples.training_codes(family, NOTHING, DATA, mesh, 100)
     assert found["mean"].shape == (120, 1)  # whole batches
-    assert examples.prepared(family, NOTHING, DATA, mesh) is NOTHING
+    assert examples.prepare(family, NOTHING, mesh, None) is NOTHING

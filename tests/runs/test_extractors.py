@@ -94,6 +94,11 @@ def test_another_network_or_other_images_have_another_file(opened, tmp_path, mon
     again = real_split(DATA, "test", opened).features
     np.testing.assert_array_equal(again.features, found.features)
     assert len(list((tmp_path / "features").iterdir())) == 1
+    with monkeypatch.context() as elsewhere:  # another process lacks the file: all compute
+        elsewhere.setattr(sharding, "on_all", lambda found: not found)
+        anew = found._replace(logits=np.zeros(3))
+        elsewhere.setattr(type(opened), "of_batches", lambda self, batches: anew)
+        assert real_split(DATA, "test", opened).features.logits.shape == (3,)
     other = opened._replace(network=opened.network._replace(preprocessing="2"))
     assert other.network.digest != opened.digest
     assert real_split(DATA, "test", other).features.features.shape == (296, 64)

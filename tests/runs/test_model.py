@@ -1,5 +1,8 @@
 """A model without its trainer: what is read, in which precision, and what was prepared for it."""
 
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ import toys
 from aigc_jax.family import Codec
 from aigc_jax.runs import folder as folders
 from aigc_jax.runs import model as models
-from aigc_jax.training import checkpoint
+from aigc_jax.training import checkpoint, sharding
 
 QUIET = {"log.eval_every": 0, "log.sample_every": 0, "checkpoint.best": "", "train.steps": 2}
 
@@ -67,7 +70,7 @@ def preparing(calls):
         return {"mean code": codes()["mean"].mean(0), "bias": variables.params["net"][-1]["bias"]}
 
     codec = Codec(lambda variables, batch: {"mean": toys.flat(batch)}, None, lambda codes: ({}, ""))
-    drawing = made.drawing._replace(prepare=prepare, prepared_as="mean code")
+    drawing = made.drawing._replace(prepare=prepare, prepared_as="mean code", fitted=True)
     return made._replace(drawing=drawing, codec=codec)
 
 
@@ -79,11 +82,35 @@ def test_what_is_prepared_is_stored_with_the_checkpoint_and_needs_no_data(tmp_pa
     family = preparing(calls)
     variables, stored, _ = models.restore(tmp_path, family)
     assert stored[0] == "mean code"
-    variables = models.prepared(family, variables, stored, None)
+    variables = models.with_prepared(family, variables, stored, None)
     assert len(calls) == 1  # read, not computed
     mean = variables.prepared["mean code"]
     np.testing.assert_allclose(mean, train.reshape(len(train), -1).mean(0), atol=1e-5)
     assert toys.same(variables.prepared["bias"], state.ema["net"][-1]["bias"])
+
+
+def test_what_was_prepared_on_many_devices_is_read_on_one(tmp_path, monkeypatch):
+    """Also of a checkpoint of before, whose arrays know the devices that they were on."""
+    program = """if True:
+        import pathlib, sys
+        sys.path.insert(0, "tests")
+        import toys
+        from aigc_jax.runs import model
+        for workdir in sys.argv[1:]:
+            _, stored, step = model.restore(pathlib.Path(workdir), toys.one_player())
+            print(step, stored[0], stored[1]["bias"].shape)
+    """
+    runs = [tmp_path / "new", tmp_path / "old"]
+    for workdir in runs:
+        if workdir.name == "old":
+            monkeypatch.setattr(sharding, "fetch", lambda tree: tree)
+        toys.train(workdir, preparing([]), QUIET)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, runs)],
+        env=toys.environment(1), cwd=toys.ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [f"2 mean code ({toys.PIXELS},)"] * 2, done.stderr
+    assert "_CHECKPOINT_METADATA" not in done.stderr
 
 
 def test_what_was_prepared_otherwise_or_for_averages_is_computed_anew(tmp_path):
@@ -95,11 +122,11 @@ def test_what_was_prepared_otherwise_or_for_averages_is_computed_anew(tmp_path):
     for made, raw in ((renamed, False), (family, True)):
         variables, stored, _ = models.restore(tmp_path, made, raw=raw)
         calls.clear()
-        assert models.prepared(made, variables, stored, None).prepared == {}  # no data at hand
-        found = models.prepared(made, variables, stored, lambda family, variables: given)
+        assert models.with_prepared(made, variables, stored, None).prepared == {}  # no data
+        found = models.with_prepared(made, variables, stored, lambda *_: given)
         np.testing.assert_array_equal(found.prepared["mean code"], np.ones(toys.PIXELS))
         assert toys.same(found.prepared["bias"], variables.params["net"][-1]["bias"])
-        assert len(calls) == 2
+        assert len(calls) == 1
 
 
 def test_a_run_of_an_earlier_version_says_so_in_one_line(tmp_path):
@@ -118,6 +145,12 @@ def test_a_run_of_an_earlier_version_says_so_in_one_line(tmp_path):
 def test_a_spec_is_read_as_it_was_written(tmp_path):
     folders.write_spec(tmp_path, toys.dataset().spec)
     assert folders.read_spec(tmp_path) == toys.dataset().spec
+
+
+def test_weights_from_elsewhere_have_no_steps_to_choose_from(tmp_path):
+    for given in ({"step": 3}, {"raw": True}):
+        with pytest.raises(ValueError, match=r"no run in .*: leave --step and --raw out"):
+            models.load(tmp_path, {"init_from": "elsewhere"}, **given)
 
 
 def test_a_place_without_checkpoints_is_an_error_that_says_so(tmp_path):

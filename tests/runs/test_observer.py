@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from PIL import Image
 from aigc_jax.data.sources import ArraySource
 from aigc_jax.evaluation.results import Row
 from aigc_jax.family import Codec, Drawing, Field, Views
-from aigc_jax.runs import evaluate
+from aigc_jax.runs import evaluate, evaluations
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractors
 from aigc_jax.runs.observer import Observer, check_settings
@@ -51,7 +52,7 @@ def observer(folder, family=None, given=None, data=DATA, **changes):
     """(an observer, its writer)."""
     family, writer = family or toys.one_player(), Words()
     mesh = sharding.make_mesh()
-    planned = evaluate.scheduled(evaluate.plan(given or {}, SETTINGS), SETTINGS)
+    planned = evaluations.scheduled(evaluations.plan(given or {}, SETTINGS), SETTINGS)
     made = evaluate.Evaluator(
         planned,
         family,
@@ -153,14 +154,35 @@ def test_the_best_by_a_metric_is_kept_with_its_papers(tmp_path, state, mode, bes
     checkpoints.close()
 
 
-def test_settings_that_cannot_work_are_told():
-    check_settings(0, 0, "max")
-    with pytest.raises(
-        ValueError, match=r"log.samples is at least 1, not 0; sample_every=0 is off"
+@pytest.mark.parametrize("before", [{"test/error": 1.0}, {"test/psnr": math.nan}])
+def test_a_best_that_another_metric_chose_is_no_rival_and_no_damage(tmp_path, state, before):
+    for best, step, metrics in (
+        ("test/error", 1, {"test/error": 1.0} | before),
+        ("test/psnr", 2, {"test/psnr": 5.0}),
     ):
-        check_settings(0, 5, "min")
+        made, _ = observer(tmp_path, best=best)
+        made.keep_best(state, step, metrics)
+        made.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]  # nothing was set aside
+    assert (tmp_path / "best" / "00000002").is_dir()
+
+
+def test_settings_that_cannot_work_are_told():
+    log = {"samples": 0, "sample_every": 0, "first_sample": 0}
+    keep = {"best": "", "best_mode": "max"}
+    check = partial(check_settings, test_split="val", draws=False)
+    check(log, keep)
+    check(log, keep | {"best": "val/loss"})
+    check(log, keep | {"best": "eval/fid"}, draws=True)
+    for when in ("sample_every", "first_sample"):
+        with pytest.raises(ValueError, match=r"log.samples is at least 1, not 0; log.sample_every"):
+            check(log | {when: 5}, keep)
     with pytest.raises(ValueError, match=r"checkpoint.best_mode is min or max, not 'least'"):
-        check_settings(1, 5, "least")
+        check(log, keep | {"best_mode": "least"})
+    with pytest.raises(ValueError, match=r"begins with val/ or, of samples, with eval/, .*'loss'"):
+        check(log, keep | {"best": "loss"})
+    with pytest.raises(ValueError, match=r"'eval/fid', but no samples are .*scheduled_count"):
+        check(log, keep | {"best": "eval/fid"})
 
 
 def prepared_family(calls):
@@ -193,7 +215,7 @@ def test_what_samples_need_is_prepared_once_a_step_and_saved(tmp_path, state):
     picture = np.asarray(Image.open(tmp_path / "samples" / "00000002.png"))
     assert (picture[10:60, 10:60] == 191).all()  # 0.5 of [-1, 1]
     checkpoints = Checkpoints(tmp_path / "best")
-    parts, prepared, step = checkpoints.restore_parts({"ema": toys.target().ema})
+    parts, prepared, _, step = checkpoints.restore_parts({"ema": toys.target().ema})
     assert (float(prepared["level"]), step) == (0.5, 2)
     assert toys.same(parts["ema"], state.ema)
     checkpoints.close()
@@ -241,7 +263,9 @@ def test_samples_that_are_nearly_alike_are_said_to_be(tmp_path, state):
     tenth, said = diversity(tmp_path, state, 0.1)
     assert tenth == pytest.approx(0.1 * whole, rel=1e-5)
     (warning,) = said
-    assert warning.startswith(f"step 3: samples differ {tenth:.2g} times as much as test images do")
+    words = f"step 3: samples differ {tenth:.2g} times as much as test examples do. "
+    assert warning.startswith(words)
+    assert warning.endswith("see Missing modes in docs/evaluation.md")
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")

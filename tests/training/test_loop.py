@@ -49,7 +49,8 @@ def test_a_run_evaluates_samples_and_saves_on_its_schedule_and_at_its_end(tmp_pa
 
 
 def test_zero_switches_evaluation_and_samples_off_and_keep_bounds_the_checkpoints(tmp_path):
-    toys.train(tmp_path, changes=BARE | {"checkpoint.every": 1, "checkpoint.keep": 3})
+    never = BARE | {"log.every": 0}
+    toys.train(tmp_path, changes=never | {"checkpoint.every": 1, "checkpoint.keep": 3})
     assert names(tmp_path / "checkpoints") == ["00000004", "00000005", "00000006"]
     assert names(tmp_path / "samples") == names(tmp_path / "best") == []
     assert all("test/error" not in row for row in toys.rows(tmp_path))
@@ -99,6 +100,8 @@ def test_best_keeps_the_best_by_its_metric(tmp_path, mode, best, monkeypatch):
 def test_settings_of_best_that_cannot_work_are_told(tmp_path):
     with pytest.raises(ValueError, match="best_mode is min or max, not 'least'"):
         toys.train(tmp_path / "a", changes={"checkpoint.best_mode": "least"})
+    with pytest.raises(ValueError, match=r"best begins with test/ or, .* and is not 'tset/error'"):
+        toys.train(tmp_path / "a", changes={"checkpoint.best": "tset/error"})
     assert not (tmp_path / "a").exists()
     with pytest.raises(ValueError, match="best is 'test/fid'; there are test/error"):
         toys.train(tmp_path / "b", changes={"checkpoint.best": "test/fid"})
@@ -129,6 +132,15 @@ def test_initial_weights_on_devices_may_be_used_again(tmp_path, whole_runs):
     state = toys.train(tmp_path, changes=BARE | {"train.steps": 2}, initial=lambda: (given, {}))
     assert toys.same(given, before)
     assert not toys.same(state.params, given)
+
+
+def test_a_start_that_fails_leaves_nothing_that_looks_like_a_run(tmp_path):
+    def gone():
+        raise FileNotFoundError("no weights there")
+
+    with pytest.raises(FileNotFoundError, match="no weights there"):
+        toys.train(tmp_path / "run", initial=gone)
+    assert not (tmp_path / "run").exists()
 
 
 def poisoned(workdir, bad_rows, **changes):

@@ -6,6 +6,7 @@ import optax
 import pytest
 import toys
 
+from aigc_jax.commands import common
 from aigc_jax.training.optimizers import learning_rate, optimizer, per_player
 
 
@@ -166,6 +167,28 @@ def test_a_schedule_counts_steps_however_often_a_player_moves_in_one():
         count = {1: 1, 5: 5, 17: 17 / 16}[often]
         expected = np.maximum(1 - np.arange(22) / count / 4, 0)
         np.testing.assert_allclose(moves, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_misspelt_key_is_an_error_that_names_the_near_one(own):
+    setting, name = toys.optimizer("adam") | {"clpi": 1.0}, "optimizer.a" if own else "optimizer"
+    message = rf"config.{name} has no key 'clpi' \(did you mean 'clip'\?\)"
+    with pytest.raises(ValueError, match=message):
+        per_player({"a": setting} if own else setting, {"a": 1})
+    for section, key, near in (("ema", "halflife", "half_life"), ("augment", "filp", "flip")):
+        wrong = toys.config(changes={f"{section}.{key}": 0.0})
+        message = rf"config.{section} has no key '{key}' \(did you mean '{near}'\?\)"
+        with pytest.raises(ValueError, match=message):
+            toys.recipe_of(toys.one_player(), wrong)
+    wrong = {"name": "digits", "train_split": "train", "tset_split": "test"}
+    with pytest.raises(ValueError, match=r"config.data has no key 'tset_split' .*'test_split'"):
+        common.open_data({"data": wrong, "train": {"batch_size": 8}})
+
+
+def test_settings_of_a_player_that_is_not_there_are_an_error():
+    settings = dict.fromkeys(("a", "b", "c"), toys.optimizer())
+    with pytest.raises(ValueError, match=r"config.optimizer has no key 'c'"):
+        per_player(settings, {"a": 1, "b": 1})
 
 
 def test_settings_for_some_players_only_are_an_error_that_names_the_others():

@@ -1,6 +1,7 @@
 """Killed and resumed = uninterrupted, bit for bit; what may change when a run goes on."""
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import toys
 
-from aigc_jax.runs.folder import RunMismatch, check_same, write_spec
+from aigc_jax.runs.folder import RunMismatch, check_same, differences, write_spec
 
 KILLS = ("step:5", "save:4", "saved:4")
 SMOKE = (
@@ -98,6 +99,18 @@ def test_a_config_that_changes_the_result_is_refused_with_its_keys(tmp_path, who
         ("train.batch_size", "16 -> 32"),
     ]
     assert files(workdir) == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_keeps_its_best_from_another(whole_runs, tmp_path):
+    workdir = shutil.copytree(whole_runs["one"][0], tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints")
+    with pytest.raises(RunMismatch, match=r"\n  seed: 0 -> 1\n"):
+        toys.train(workdir, changes={"seed": 1})
+
+
+def test_a_section_that_is_empty_differs_from_one_that_is_not_there():
+    assert differences({"a": {}}, {}) == ["a: {} -> (absent)"]
+    assert differences({"a": {}}, {"a": {"b": 1}}) == ["a: {} -> (absent)", "a.b: (absent) -> 1"]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])

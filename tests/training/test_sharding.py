@@ -65,6 +65,13 @@ def test_eight_devices_train_as_one(one_device, mode, monkeypatch):
         assert kernel.sharding.is_fully_replicated == (mode == "replicated")
 
 
+def test_a_mesh_has_the_devices_in_order_of_their_processes():
+    """As the loader deals out batches, in whatever order the devices come."""
+    devices = jax.devices()
+    shuffled = [devices[i] for i in (5, 2, 7, 0, 3, 6, 1, 4)]
+    assert list(sharding.make_mesh(shuffled).devices) == devices
+
+
 def test_fsdp_splits_the_largest_axis_that_divides_and_leaves_small_leaves_whole():
     mesh = mesh_of(8)
     shapes = {"wide": (64, 512), "odd": (24, 1001), "prime": (131, 127), "small": (8, 8)}
@@ -103,6 +110,8 @@ def test_two_processes_train_save_and_draw_as_one(tmp_path, whole_runs):
     said = [run.communicate(timeout=120)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], "\n".join(said)
     assert "on 8 cpu device(s)" in said[0]
+    for text in said:  # what only one of them found is not there for all
+        assert "on all: True False" in text
     assert "step 6/6" not in said[1]  # the first process speaks for all
 
     whole, state = whole_runs["one"]

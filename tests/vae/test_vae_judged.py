@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,8 @@ def test_what_is_drawn_from_a_mixture_is_fitted_to_training_images(digits):
     setting = config(sampling__prior="mixture", sampling__components=3)
     mesh, made = sharding.make_mesh(), build.build(setting, digits.spec)
     variables = placed(made, mesh)
-    fitted = examples.prepared(made, variables, digits, mesh)
+    codes = partial(examples.training_codes, data=digits, mesh=mesh)
+    fitted = examples.prepare(made, variables, mesh, codes)
     assert fitted.prepared["mixture"]["means"].shape == (3, 3)
     assert fitted.params is variables.params
     means = examples.training_codes(made, variables, digits, mesh)["mean"]
@@ -68,7 +70,7 @@ def test_what_is_drawn_from_a_mixture_is_fitted_to_training_images(digits):
     np.testing.assert_allclose(centre, means.mean(axis=0), atol=1e-3)
     batches = draw(Driver(made.drawing, "cpu"), fitted, mesh, seed=0, count=20, batch_size=16)
     assert np.concatenate(list(batches)).shape == (20, 8, 8, 1)
-    assert examples.prepared(mlp(), variables, digits, mesh) is variables
+    assert examples.prepare(mlp(), variables, mesh, codes) is variables
 
 
 def test_a_collapsed_model_is_warned_of_and_a_living_one_is_not():
