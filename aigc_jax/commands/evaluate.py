@@ -9,6 +9,7 @@ import jax
 
 from aigc_jax.commands import common, report
 from aigc_jax.evaluation import results
+from aigc_jax.family import Family
 from aigc_jax.runs import evaluate
 from aigc_jax.runs import folder as folders
 from aigc_jax.runs import model as models
@@ -62,6 +63,7 @@ def run(
     raw: bool = False,
     data: RealData | None = None,
     extractors: FeatureExtractors | None = None,
+    family: Family | None = None,
 ) -> list[results.Row]:
     """Runs `config.evaluations` on a trained model; prints a table and writes it as JSON.
 
@@ -71,6 +73,7 @@ def run(
       count: samples of every evaluation that takes any; None for the config's.
       seed, settings, batch_size: of the samples, as for `sample`.
       data, extractors: the config's data and feature networks, where they are open already.
+      family: see `runs.model.load`.
 
     Raises:
       ValueError, FileNotFoundError: an unknown evaluation, missing weights or images of another
@@ -82,7 +85,7 @@ def run(
     planned = plan(chosen(config["evaluations"], evaluations), config["evaluation"])
     planned = of_count(planned, count)
     data = data or common.open_data(config, splits(planned))
-    model = models.load(workdir, config, step=step, raw=raw)
+    model = models.load(workdir, config, step=step, raw=raw, family=family)
     check_same_data(model, data.spec)
     evaluator = evaluate.Evaluator(
         planned,

@@ -80,7 +80,7 @@ def run(
     )
     if int(state.step) == config["train"]["steps"]:
         if setting["at_end"]:
-            evaluate_command.run(workdir, config, data=data, extractors=extractors)
+            evaluate_command.run(workdir, config, data=data, extractors=extractors, family=family)
         else:
             report.run(workdir)
     return state

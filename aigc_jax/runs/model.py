@@ -50,6 +50,7 @@ def load(
     raw: bool = False,
     dtype: Any = None,
     codes: examples.Codes | None = None,
+    family: Family | None = None,
 ) -> Model:
     """The model of a run.
 
@@ -61,6 +62,8 @@ def load(
       dtype: of floating parameters, such as bfloat16; None leaves them as they were trained.
       codes: gives the codes of training data, where what `Drawing.prepare` computes was not stored
         with the checkpoint, as with another `sampling` than the run's own; None leaves it out.
+      family: of `config` and the run's data, where it is built already: what was compiled of it
+        serves again.
 
     Raises:
       FileNotFoundError: no run there, or one without a checkpoint.
@@ -87,7 +90,7 @@ def load(
         else:
             folders.check_same(workdir, config)
         spec = folders.read_spec(workdir)
-        family = build.build(config, spec)
+        family = family or build.build(config, spec)
         mode = config["train"]["sharding"]
         variables, stored, step = restore(workdir, family, step, raw=raw, mode=mode)
     if dtype is not None:

@@ -34,18 +34,12 @@ def complete_steps(folder: pathlib.Path) -> list[int]:
 
 
 @jax.jit
-def digest(tree: Any) -> list[jax.Array]:
-    """A uint32 per leaf that any single flipped bit changes, the same on any layout of devices.
+def digest(leaf: jax.Array) -> jax.Array:
+    """A uint32 that any single flipped bit of an array changes, the same on any layout of devices.
 
     Each element's bits, as 32-bit words, times an odd weight that depends on its position, summed
     modulo 2^32; integer sums do not depend on their order.
     """
-
-    return [_digest_of_leaf(leaf) for leaf in jax.tree.leaves(tree)]
-
-
-@jax.jit  # so that leaves of one shape are traced and lowered once
-def _digest_of_leaf(leaf: jax.Array) -> jax.Array:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     if leaf.dtype == jnp.bool_:
@@ -61,10 +55,13 @@ def _digest_of_leaf(leaf: jax.Array) -> jax.Array:
 
 def digests(tree: Any) -> dict[str, int]:
     """{path of a leaf: its digest}, such as "params/net/in/kernel"."""
-    found = jax.device_get(digest(tree))
-    paths = (path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0])
-    names = (jax.tree_util.keystr(path, simple=True, separator="/") for path in paths)
-    return {name: int(value) for name, value in zip(names, found, strict=True)}
+    # A call a leaf: many leaves share their shape, and so a small program that compiles at once.
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    found = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): digest(leaf)
+        for path, leaf in leaves
+    }
+    return {name: int(value) for name, value in jax.device_get(found).items()}
 
 
 def _say(message: str) -> None:
@@ -80,7 +77,7 @@ class Checkpoints:
 
         The run that writes there has `clean` move half-written saves aside.
         """
-        self._quiet = quiet.Orbax()
+        self._quiet, self._failed = quiet.Orbax(), False
         self.folder = pathlib.Path(folder).absolute()
         self._keep = keep
         if clean:
@@ -154,12 +151,14 @@ class Checkpoints:
         finally:
             if self._manager:
                 self._manager.close()
-            self._quiet.end()
+            if not self._failed:  # else the complaints of a failed save may come at any time yet
+                self._quiet.end()
 
     def _guard(self, step: int | None, action: Callable[[], Any]) -> None:
         try:
             action()
         except Exception as error:
+            self._failed = True
             gc.collect()  # what Orbax left half done goes now, not noisily when the process ends
             complete = complete_steps(self.folder)
             kept = (

@@ -1,4 +1,4 @@
-"""Orbax's own noise about a failure is hushed while checkpoints are open, and not a moment longer.
+"""Orbax's own noise about a failure is hushed while checkpoints are open; after one, for good.
 
 Its threads print pages about a file that they could not read or write; the one line is ours. Every
 such error is also raised where we wait for it, so what is dropped here is only the same traceback

@@ -113,10 +113,10 @@ def test_smoke_of_the_other_experiments_trains_on_their_data(
     shared_tfds, celeba_zip, command, tmp_path
 ):
     data, faces = {"data.data_dir": shared_tfds}, {"data.path": celeba_zip}
-    few = faces | {"init_from": f"{tmp_path}/c"}
+    few, small = faces | {"init_from": f"{tmp_path}/c"}, faces | {"data.image_size": 32}
     jobs = [
         ("ddpm_cifar", "smoke", f"{tmp_path}/a", data | {"data.in_memory": False}),
-        ("kl_autoencoder_celeba64", "smoke+folder", f"{tmp_path}/b", faces),
+        ("kl_autoencoder_celeba64", "smoke+folder", f"{tmp_path}/b", small),
         ("dcgan_celeba64", "smoke+folder+relativistic+adaptive", f"{tmp_path}/c", faces),
         ("fewshot_celeba64", "smoke", f"{tmp_path}/f", few),
     ]
