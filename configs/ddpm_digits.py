@@ -12,7 +12,13 @@ from configs.bases.base import finish
 
 VARIANTS = diffusion.VARIANTS | {
     "smoke": diffusion.SMOKE
-    | {"evaluation.at_end": True, "evaluation.count": 100, "evaluation.scheduled_count": 50},
+    | {
+        "evaluation.at_end": True,
+        # As many everywhere: batches of one size, compiled once.
+        "evaluation.count": 40,
+        "evaluation.scheduled_count": 40,
+        "log.samples": 40,
+    },
 }
 
 
@@ -31,14 +37,14 @@ def get_config(variant: str = "") -> ConfigDict:
         }
     )
     config.diffusion.update({"schedule": "cosine"})
-    config.sampling.update({"steps": 100, "variance": "fixed_small"})
-    config.train.update({"batch_size": 64, "steps": 4000})
-    config.optimizer.update({"learning_rate": 1e-3, "warmup": 100, "schedule": "cosine"})
+    config.sampling.update({"steps": 70, "variance": "fixed_small"})
+    config.train.update({"batch_size": 64, "steps": 3000})
+    config.optimizer.update({"learning_rate": 2e-3, "warmup": 100, "schedule": "cosine"})
     config.ema.update({"half_life": 20_000.0, "ramp": 0.1})
-    config.log.update({"eval_every": 1000, "sample_every": 1000, "first_sample": 500})
-    config.checkpoint.update({"every": 1000, "best": "test/loss"})
+    config.log.update({"eval_every": 1500, "sample_every": 1500, "first_sample": 500})
+    config.checkpoint.update({"every": 1500, "best": "test/loss"})
     config.evaluation.update(
         {"network": "digits", "count": 500, "scheduled_count": 200, "at_end": True}
     )
-    config.evaluation.likelihood_count = 128  # the whole bound is a thousand network calls each
+    config.evaluation.likelihood_count = 64  # the whole bound is a thousand network calls each
     return finish(config, VARIANTS, variant)

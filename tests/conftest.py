@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, no silent broadcasting, a compilation cache that outlives a run."""
 
 import atexit
+import gc
 import os
 import pathlib
 import shutil
@@ -25,6 +26,9 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tracing makes millions of objects that live as long as the process: at Python's own thresholds
+# looking through them for garbage takes a fifth of the time.
+gc.set_threshold(100_000, 50, 50)
 
 
 @pytest.fixture(scope="session")

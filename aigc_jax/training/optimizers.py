@@ -138,8 +138,8 @@ def per_player(
 
         rate = of_updates(setting.pop("learning_rate"), end=ends["learning_rate"])
         if ends["b2"]:
-            if schedule.get("schedule", "constant") == "constant":
-                raise ValueError("optimizer.b2_end needs optimizer.schedule linear or cosine")
+            if "b2" not in setting or schedule.get("schedule", "constant") == "constant":
+                raise ValueError(f"{name}.b2_end needs {name}.b2, and a schedule linear or cosine")
             setting["b2"] = of_updates(setting["b2"], warmup=0, end=ends["b2"])
         return optimizer(learning_rate=rate, **setting)
 

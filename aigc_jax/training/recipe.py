@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from aigc_jax import modalities
 from aigc_jax.checks import arguments
@@ -36,7 +37,10 @@ def recipe(
     """
     ema = arguments("ema", ema_decay, ema, given=("step", "batch_size"))
     for field in spec.fields.values():
-        arguments("augment", modalities.of(field.kind).augment, augment, given=("key", "x"))
+        run = modalities.of(field.kind).augment
+        settings = arguments("augment", run, augment, given=("key", "x"))
+        x = jax.ShapeDtypeStruct((1, *field.shape), jnp.float32)
+        jax.eval_shape(partial(run, **settings), jax.random.key(0), x)  # so that it fails here
     updates: dict[str, float] = {}  # of each player, a step
     for phase in family.phases:
         updates[phase.player] = updates.get(phase.player, 0.0) + 1 / phase.every

@@ -108,3 +108,11 @@ def test_metrics_of_points_and_of_images_are_not_confused(points_run):
     features = evaluations.plan({"fid": {"network": "digits"}}, config.evaluation)
     with pytest.raises(ValueError, match="judges images in the space of a feature network, and '"):
         evaluator_of(config, points, features, family)
+
+
+def test_points_that_shall_be_augmented_are_refused_before_anything_is_written(tmp_path):
+    config = gan_mixture.get_config("smoke+grid")
+    config.augment.flip = True
+    with pytest.raises(ValueError, match="points of the plane cannot be augmented"):
+        train.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -43,14 +43,14 @@ def test_smoke_trains_evaluates_and_samples(run):
     assert (fd["sampler"], fd["steps"], fd["weights"], fd["seed"]) == ("ancestral", 4, "EMA", 0)
     assert 0 < fd["real"] < fd["value"]  # four steps of training draw nothing like a digit
     scheduled = json.loads((folder / "evaluations" / "scheduled-00000004.json").read_text())
-    assert {row["n"] for row in scheduled["rows"]} == {50}
+    assert {row["n"] for row in scheduled["rows"]} == {40}
     assert (folder / "reconstructions" / "00000004.png").is_file()
     assert (folder / "evaluations" / f"{path.stem}-nearest.png").is_file()
     page = (folder / "report.html").read_text()
     assert "fd_digits" in page
     origin = json.loads((folder / "origin.json").read_text())
     assert origin["config"] == "configs/ddpm_digits.py:smoke+conditional"
-    assert origin["base"]["train"]["steps"] == 4000
+    assert origin["base"]["train"]["steps"] == 3000
     assert [session["step"] for session in origin["sessions"]] == [0]
     assert origin["sessions"][0]["packages"]["jax"] == jax.__version__
 
@@ -64,7 +64,7 @@ def test_a_finished_run_has_nothing_to_do_and_a_changed_one_is_refused(run, laun
     ]
     launch(*train)
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"another config:\n  optimizer.learning_rate: 0.001 -> 1"):
+    with pytest.raises(SystemExit, match=r"another config:\n  optimizer.learning_rate: 0.002 -> 1"):
         launch(*train, "--config.optimizer.learning_rate=1.0")
     with pytest.raises(SystemExit, match=r"another config:\n  family: diffusion -> vae"):
         launch(*train, "--mode=evaluate", "--config.family=vae")

@@ -76,8 +76,10 @@ def test_adam_with_a_moving_second_beta_is_pytorchs():
         np.testing.assert_allclose(params["w"], theirs.detach(), rtol=2e-5)
     with pytest.raises(ValueError, match=r"b2_end needs optimizer\.name='adam', not 'adamw'"):
         per_player(setting | {"name": "adamw"}, {"a": 1})
-    with pytest.raises(ValueError, match=r"b2_end needs optimizer\.schedule linear or cosine"):
+    with pytest.raises(ValueError, match="and a schedule linear or cosine"):
         per_player(setting | {"schedule": "constant"}, {"a": 1})
+    with pytest.raises(ValueError, match=r"b2_end needs optimizer\.b2, and"):
+        per_player({k: v for k, v in setting.items() if k != "b2"}, {"a": 1})
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])

@@ -67,7 +67,7 @@ def linear(likelihood):
     return vae(network, shape=(10,), likelihood=likelihood)
 
 
-def trained(made, batch, steps=4000):
+def trained(made, batch, steps=2000):
     """Variables after Adam on the whole batch at once."""
     setting = config(
         train__steps=steps, optimizer__learning_rate=2e-2, optimizer__schedule="cosine"
@@ -92,7 +92,7 @@ def trained(made, batch, steps=4000):
 def test_training_a_linear_vae_finds_probabilistic_pca(pca):
     batch, values = pca
     made = linear(likelihoods.build("gaussian_learned", 10))
-    variables = trained(made, batch)
+    variables = trained(made, batch, steps=4000)
     evaluate = jax.jit(jax.vmap(made.evaluate, in_axes=(None, None, 0)))
     elbo = -np.mean(evaluate(variables, batch, keys_of(32))["neg_elbo"])
     best = -13.44661419049149  # the likelihood's maximum, Tipping & Bishop 1999
