@@ -108,7 +108,9 @@ def grain_threads():
 
 
 @pytest.mark.parametrize("end", ["close", "forget"])
-def test_threads_end_with_the_iterator(source, end):
+def test_threads_end_with_the_iterator(source, end, request):
+    gc.freeze()  # what other tests left behind takes seconds to look through, each time
+    request.addfinalizer(gc.unfreeze)
     before = grain_threads()
     iterator = batches(source, batch_size=8, seed=0)
     next(iterator)
