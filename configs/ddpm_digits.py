@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
         }
     )
     config.diffusion.update({"schedule": "cosine"})
-    config.sampling.update({"steps": 70, "variance": "fixed_small"})
+    config.sampling.update({"steps": 60, "variance": "fixed_small"})
     config.train.update({"batch_size": 64, "steps": 3000})
     config.optimizer.update({"learning_rate": 2e-3, "warmup": 100, "schedule": "cosine"})
     config.ema.update({"half_life": 20_000.0, "ramp": 0.1})

@@ -25,6 +25,13 @@ def first_keys(seed):
         "evaluation": [streams.evaluation(seed)],
         "evaluation's batches": [jax.random.fold_in(streams.evaluation(seed), i) for i in range(3)],
     }
+    # Nor may a key be one that others are derived from.
+    keys["augmentation's roots"] = [
+        jax.random.fold_in(key, streams.AUGMENTATION + domain)
+        for key in steps
+        for domain in range(2)
+    ]
+    keys["phases' root"] = [jax.random.fold_in(key, streams.PHASES) for key in steps]
     for domain, batch in itertools.product(range(2), range(2)):
         name = f"augmentation of domain {domain}, batch {batch}"
         keys[name] = [streams.augmentation(key, batch, domain) for key in steps]

@@ -315,7 +315,7 @@ def test_a_family_can_be_asked_for_labels_where_it_was_trained_with_them(variant
     made = families.build(ddpm_digits.get_config(variant), spec())
     expected = {"label": Field("label", (), 10)} if variant else {}
     assert made.drawing.conditions == expected
-    assert made.drawing.steps == 70
+    assert made.drawing.steps == 60
     params, extra = jax.eval_shape(made.init, jax.random.key(0))
     assert (list(params), extra, made.averaged) == (["net"], {}, ("net",))
     assert ("label" in params["net"]) == bool(variant)
