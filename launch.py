@@ -132,7 +132,9 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HERE / ".cache" / "jax"))
     several = values.get("distributed") or values.get("coordinator")
     if not several:
-        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_devices(batch_size(config, workdir))))
+        os.environ.setdefault(
+            "JAX_NUM_CPU_DEVICES", str(cpu_devices(global_batch(config, workdir)))
+        )
     import jax
 
     logging.set_verbosity(logging.WARNING)  # absl.app turns on what libraries tell each other
@@ -157,7 +159,7 @@ def cpu_devices(batch_size: int, most: int = 4) -> int:
     return max(n for n in range(1, min(cores or 1, most) + 1) if batch_size % n == 0)
 
 
-def batch_size(config: Any, workdir: pathlib.Path) -> int:
+def global_batch(config: Any, workdir: pathlib.Path) -> int:
     """The global batch of a config, or of the run in a folder; 1 where neither says."""
     try:
         run = json.loads((workdir / "config.json").read_text()) if config is None else config

@@ -15,14 +15,14 @@ import time
 
 import numpy as np
 
+import launch
 from benchmarks import common
+from configs import ddpm_digits
 
 
 def serve(seconds: float) -> None:
     """Prints images a second over `seconds` for each line that comes in."""
     import jax
-
-    from configs import ddpm_digits
 
     config = ddpm_digits.get_config()
     batch = config.train.batch_size
@@ -47,7 +47,7 @@ def main() -> None:
     if options.serve:
         serve(options.seconds)
         return
-    counts = (1, min(len(os.sched_getaffinity(0)), 4))
+    counts = (1, launch.cpu_devices(ddpm_digits.get_config().train.batch_size))
     command = [sys.executable, __file__, "--serve", f"--seconds={options.seconds}"]
     children = {
         n: subprocess.Popen(

@@ -33,8 +33,10 @@ from aigc_jax.gan.statistics import in_training, of_one_batch, updated
 STANDING = 512  # latents that the standing statistics of a generator are taken of
 
 # Keys of the section `gan`, and of its part `classifier`.
-SETTINGS = ("loss", "prior", "penalty", "augment", "classifier")
-SETTINGS += ("decay_steps", "critics", "generator_batch", "frozen")
+SETTINGS = (
+    *("loss", "prior", "penalty", "augment", "classifier"),
+    *("decay_steps", "critics", "generator_batch", "frozen"),
+)
 CLASSIFIER = ("weight", "weight_generator")
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 
 import pytest
 
@@ -173,6 +174,12 @@ def test_help_and_a_wrong_flag_do_not_wait_for_jax(command):
         assert done.stdout.splitlines()[-1] == "False", done.stderr
 
 
+def test_a_command_makes_a_cpu_as_many_devices(run, launch, monkeypatch):
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")  # which the fixture sets, and which ends with it
+    launch("--mode=report", f"--workdir={run[0]}")
+    assert os.environ["JAX_NUM_CPU_DEVICES"] == "8"  # as $XLA_FLAGS say
+
+
 def test_a_cpu_is_as_many_devices_as_its_cores_share_the_batch(monkeypatch, tmp_path):
     monkeypatch.setattr(launcher.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setenv("XLA_FLAGS", "")
@@ -181,7 +188,7 @@ def test_a_cpu_is_as_many_devices_as_its_cores_share_the_batch(monkeypatch, tmp_
     assert launcher.cpu_devices(64) == 2
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
     assert launcher.cpu_devices(64) == 8
-    assert launcher.batch_size({"train": {"batch_size": 32}}, tmp_path) == 32
-    assert launcher.batch_size(None, tmp_path) == 1
+    assert launcher.global_batch({"train": {"batch_size": 32}}, tmp_path) == 32
+    assert launcher.global_batch(None, tmp_path) == 1
     (tmp_path / "config.json").write_text('{"train": {"batch_size": 20}}')
-    assert launcher.batch_size(None, tmp_path) == 20
+    assert launcher.global_batch(None, tmp_path) == 20
