@@ -18,15 +18,17 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import runpy
 import shlex
 import sys
 import textwrap
-import traceback
 from typing import Any, NamedTuple, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from aigc_jax.commands import boundary, hosts
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -55,6 +57,12 @@ OWN = {
     holder.name: holder
     for holder in (
         flags.DEFINE_integer("step", None, "Checkpoint to take; default: the newest."),
+        flags.DEFINE_integer(
+            "from_step",
+            None,
+            "Go on from the checkpoint of that step, also with another config or other data.",
+            lower_bound=0,
+        ),
         flags.DEFINE_bool("raw", False, "The parameters themselves instead of their EMA."),
         flags.DEFINE_enum(
             "dtype", None, ["bfloat16", "float16", "float32"], "Precision to keep the weights in."
@@ -83,7 +91,10 @@ OWN = {
         flags.DEFINE_bool("distributed", False, "Several hosts, found by the cluster."),
         flags.DEFINE_string("coordinator", None, "Several hosts: host:port of the first."),
         flags.DEFINE_integer("processes", None, "Several hosts: how many processes."),
-        flags.DEFINE_integer("process", None, "Several hosts: number of this one."),
+        flags.DEFINE_integer("process", None, "Several hosts: number of this one, from 0."),
+        flags.DEFINE_integer(
+            "join_timeout", 60, "Several hosts: seconds to wait for all of them.", lower_bound=1
+        ),
     )
 }
 # What to set where someone gives `train` a flag of other commands.
@@ -116,8 +127,8 @@ def command(mode: str) -> Command:
     raise ValueError(f"{path} has no FLAGS")
 
 
-def main(argv: list[str]) -> None:
-    """Runs the command."""
+def main(argv: list[str]) -> int | None:
+    """Runs the command; returns the exit code where it is not 0."""
     if len(argv) > 1:
         raise ValueError(f"what is {argv[1]!r}? Settings are given as --name=value")
     taken = command(MODE.value).flags
@@ -126,22 +137,26 @@ def main(argv: list[str]) -> None:
     if config is None and (MODE.value == "train" or WORKDIR.value is None):
         raise ValueError("name the experiment, as in --config=configs/ddpm_digits.py")
     values = {name: OWN[name].value for name in taken}
-    workdir = pathlib.Path(WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
+    for name in ("input", "output"):  # no shell makes a home folder of --output=~/x
+        if values.get(name):
+            values[name] = os.path.expanduser(values[name])
+    workdir = WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename)
+    workdir = pathlib.Path(workdir).expanduser()
 
     # A second start, and --mode=sample, find what the first one compiled.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HERE / ".cache" / "jax"))
-    several = values.get("distributed") or values.get("coordinator")
-    if not several:
+    several = hosts.of_flags(values)
+    if several is None:
         os.environ.setdefault(
             "JAX_NUM_CPU_DEVICES", str(cpu_devices(global_batch(config, workdir)))
         )
     import jax
 
     logging.set_verbosity(logging.WARNING)  # absl.app turns on what libraries tell each other
-    if several:
-        jax.distributed.initialize(values["coordinator"], values["processes"], values["process"])
+    if several is not None:
+        hosts.join(several)
     module = importlib.import_module(COMMANDS[MODE.value])
-    module.main(argparse.Namespace(config=config, workdir=workdir, origin=origin, **values))
+    return module.main(argparse.Namespace(config=config, workdir=workdir, origin=origin, **values))
 
 
 def cpu_devices(batch_size: int, most: int = 4) -> int:
@@ -180,8 +195,6 @@ def check_flags(mode: str, taken: tuple[str, ...]) -> None:
             raise ValueError(
                 f"--mode={mode} takes no --{name}: it is a flag of {', '.join(others)}{instead}"
             )
-    if {"processes", "process"} & set(given) and "coordinator" not in given:
-        raise ValueError("--processes and --process need --coordinator=host:port too")
 
 
 def origin() -> dict[str, Any]:
@@ -206,6 +219,7 @@ def parse(argv: list[str]) -> list[str]:
     if {"-h", "--h", "-help", "--help"} & set(argv):
         print(help_text(argv))
         raise SystemExit(0)
+    argv = [re.sub(r"^--[a-z-]+(?==|$)", with_underscores, word) for word in argv]
     try:
         rest = flags.FLAGS(argv)
         if CONFIG.value is not None:
@@ -218,6 +232,11 @@ def parse(argv: list[str]) -> list[str]:
         fail(error, missing_config(flags.FLAGS["config"].config_filename.partition(":")[0]), argv)
     except (flags.Error, LookupError, TypeError, ValueError) as error:
         fail(error, str(error), argv)
+
+
+def with_underscores(flag: re.Match) -> str:
+    """--from-step -> --from_step, as absl has it."""
+    return "--" + flag[0][2:].replace("-", "_")
 
 
 def fail(error: BaseException, message: str, argv: list[str]) -> NoReturn:
@@ -266,16 +285,19 @@ def describe(name: str) -> str:
 
 
 def run(argv: list[str]) -> None:
-    """`main`, with the errors that we raise on purpose in one line instead of a traceback."""
+    """`main`, with every error that is known by its type in one line instead of a traceback."""
     try:
-        main(argv)
-    except (ValueError, RuntimeError, OSError) as error:
-        raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-        if HERE not in raised_in.parents or "site-packages" in raised_in.parts or DEBUG.value:
-            raise
-        raise SystemExit(f"launch.py: {error}") from None
+        code = main(argv)
+    except (Exception, KeyboardInterrupt) as error:
+        raise boundary.tell(error, DEBUG.value) from None
+    if code:
+        raise SystemExit(code)
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(HERE))  # configs import each other
-    app.run(run, flags_parser=parse)
+    try:
+        app.run(run, flags_parser=parse)
+    except SystemExit as ended:
+        if ended.code:
+            boundary.end(ended.code)

@@ -8,6 +8,8 @@ import hashlib
 
 import jax
 
+from aigc_jax.errors import SettingError
+
 # Never renumber: a run is a function of its config, and these numbers are part of that function.
 STREAMS = {"init": 1, "run": 2, "samples": 3, "evaluation": 4, "order": 5}
 # Children of a step's key. Augmentation has a number for each domain.
@@ -59,4 +61,10 @@ def evaluation(seed: int) -> jax.Array:
 
 
 def _root(seed: int, name: str, impl: str | None = None) -> jax.Array:
-    return jax.random.fold_in(jax.random.key(seed, impl=impl), STREAMS[name])
+    if seed < 0:
+        raise SettingError(f"a seed is a whole number from 0 on, not {seed}")
+    # JAX reads the lowest 32 bits of a seed; the words above them are folded in.
+    key, words = jax.random.key(seed & 0xFFFFFFFF, impl=impl), seed >> 32
+    while words:
+        key, words = jax.random.fold_in(key, words & 0xFFFFFFFF), words >> 32
+    return jax.random.fold_in(key, STREAMS[name])

@@ -20,6 +20,7 @@ FLAGS: tuple[str, ...] = (
     "coordinator",
     "processes",
     "process",
+    "join_timeout",
 )
 
 

@@ -32,6 +32,7 @@ FLAGS: tuple[str, ...] = (
     "coordinator",
     "processes",
     "process",
+    "join_timeout",
 )
 
 

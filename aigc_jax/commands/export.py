@@ -17,6 +17,7 @@ FLAGS: tuple[str, ...] = (
     "coordinator",
     "processes",
     "process",
+    "join_timeout",
 )
 
 

@@ -41,6 +41,7 @@ FLAGS: tuple[str, ...] = (
     "coordinator",
     "processes",
     "process",
+    "join_timeout",
 )
 MOST = 400  # samples of which each is shown apart; a larger grid is no picture
 REAL = 2000  # real examples behind samples that are drawn into one plot

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import pathlib
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,9 +12,11 @@ import jax
 
 from aigc_jax import build, files
 from aigc_jax.commands import common, report
+from aigc_jax.commands.boundary import STOPPED
 from aigc_jax.commands import evaluate as evaluate_command
 from aigc_jax.family import Family
-from aigc_jax.runs import environment, evaluate
+from aigc_jax.data.identity import differences
+from aigc_jax.runs import environment, evaluate, lock
 from aigc_jax.runs import folder as folders
 from aigc_jax.runs import model as models
 from aigc_jax.runs import observer as observers
@@ -25,18 +28,28 @@ from aigc_jax.training.checkpoint import Checkpoints, complete_steps
 from aigc_jax.training.step import TrainState
 from aigc_jax.training.writers import Writer
 
-FLAGS: tuple[str, ...] = ("distributed", "coordinator", "processes", "process")
+FLAGS: tuple[str, ...] = (
+    "from_step",
+    "distributed",
+    "coordinator",
+    "processes",
+    "process",
+    "join_timeout",
+)
 
 
-def main(flags: argparse.Namespace) -> None:
-    """Runs the command as its flags say."""
-    run(flags.config, flags.workdir, flags.origin())
+def main(flags: argparse.Namespace) -> int:
+    """Runs the command as its flags say; the exit code tells a run that was stopped."""
+    state = run(flags.config, flags.workdir, flags.origin(), from_step=flags.from_step)
+    return STOPPED if int(state.step) < flags.config["train"]["steps"] else 0
 
 
 def run(
     config: Mapping[str, Any],
     workdir: str | pathlib.Path,
     origin: Mapping[str, Any] | None = None,
+    *,
+    from_step: int | None = None,
 ) -> TrainState:
     """Trains an experiment in `workdir`, resuming what lies there; returns the last state.
 
@@ -45,12 +58,15 @@ def run(
       workdir: folder of the run; gets config.json, spec.json, origin.json, metrics.jsonl,
         tensorboard/, samples/, reconstructions/, evaluations/, checkpoints/, best/, report.html.
       origin: what the run's report shall say of its command: {"config", "command", "base"}.
+      from_step: goes on from the checkpoint of that step, with whatever config and data: what
+        changed is noted in origin.json, and what the run had made beyond that step set aside.
 
     Raises:
-      RunMismatch: the folder holds a run with another config.
+      RunMismatch: the folder holds a run with another config or of other data.
+      LockError: another training owns the folder.
       ValueError, FileNotFoundError: a setting that cannot work, data or weights that are missing,
         found before anything is written.
-      NonFiniteError, CheckpointError: see `training.loop.train`.
+      DivergedError, CheckpointError: see `training.loop.train`.
     """
     workdir, setting = pathlib.Path(workdir), config["evaluation"]
     planned = plan(config["evaluations"], setting)
@@ -77,6 +93,7 @@ def run(
         extractors=extractors,
         initial=initial if config["init_from"] else None,
         origin=origin,
+        from_step=from_step,
     )
     if int(state.step) == config["train"]["steps"]:
         if setting["at_end"]:
@@ -96,6 +113,7 @@ def fit(
     extractors: FeatureExtractors | None = None,
     initial: Callable[[], loop.Initial] | None = None,
     origin: Mapping[str, Any] | None = None,
+    from_step: int | None = None,
 ) -> TrainState:
     """`run` of a family and data at hand, without the evaluation at the end.
 
@@ -109,11 +127,13 @@ def fit(
     observers.check_settings(config["log"], keep, test_split=data.test_split, draws=draws)
     recipe = common.recipe_of(config, family, data.spec)
     extractors = extractors or FeatureExtractors(mesh)
-    if any(complete_steps(workdir / name) for name in ("checkpoints", "best")):
-        folders.check_same(workdir, config)
     with contextlib.ExitStack() as stack:
-        checkpoints = Checkpoints(workdir / "checkpoints", keep["keep"], clean=True)
+        if jax.process_index() == 0:
+            stack.enter_context(lock.owned(workdir))
+        run, changes = continued(workdir, config, data.dataset.identity, from_step)
+        checkpoints = Checkpoints(workdir / "checkpoints", keep["keep"], clean=True, run=run)
         stack.callback(checkpoints.close)
+        session = {**(origin or {}), "run": run, "from_step": from_step, "changes": changes}
         return loop.train(
             recipe,
             data.dataset.sources[data.train_split],
@@ -124,9 +144,31 @@ def fit(
             max_skipped=settings["max_skipped"],
             checkpoints=checkpoints,
             about=about_checkpoint(config, family),
-            begin=beginning(stack, config, workdir, family, data, planned, extractors, origin),
+            begin=beginning(stack, config, workdir, family, data, planned, extractors, session),
             initial=initial,
+            from_step=from_step,
         )
+
+
+def continued(
+    workdir: pathlib.Path, config: Mapping[str, Any], data: Mapping[str, Any], from_step: int | None
+) -> tuple[str, list[str]]:
+    """The identity of the run in a folder, or a new one, and what has changed since it began.
+
+    Args:
+      data: what the data are now.
+
+    Raises:
+      RunMismatch: something has changed, and `from_step` does not say to go on all the same.
+    """
+    found = folders.identity(workdir)
+    if not any(complete_steps(workdir / name) for name in ("checkpoints", "best")):
+        return uuid.uuid4().hex, []
+    changes = folders.changes(workdir, config)
+    changes += differences(found["data"], data) if found.get("data") else []
+    if changes and from_step is None:
+        raise folders.mismatch(workdir, changes)
+    return found.get("run") or uuid.uuid4().hex, changes
 
 
 def schedule(config: Mapping[str, Any]) -> loop.Schedule:
@@ -156,12 +198,12 @@ def beginning(
     data: RealData,
     planned: Sequence[Evaluation],
     extractors: FeatureExtractors,
-    origin: Mapping[str, Any] | None,
+    session: Mapping[str, Any],
 ) -> Callable[[int, int], tuple[Writer, loop.Hooks]]:
     """What `loop.train` calls when nothing can be wrong with the config any more.
 
-    (step to start from, number of parameters) -> (writer, hooks): writes config.json, spec.json and
-    origin.json, and opens what reports on the run; `stack` closes these.
+    (step to start from, number of parameters) -> (writer, hooks): writes config.json, spec.json,
+    identity.json and origin.json, and opens what reports on the run; `stack` closes these.
     """
     settings, keep, mesh = config["train"], config["checkpoint"], sharding.make_mesh()
 
@@ -181,8 +223,8 @@ def beginning(
         if jax.process_index() == 0:
             files.write_json(workdir / "config.json", folders.as_dict(config))
             folders.write_spec(workdir, data.spec)
-            about = {**(origin or {}), "parameters": parameters}
-            folders.add_session(workdir, about, start, environment.describe())
+            folders.write_identity(workdir, session["run"], data.dataset.identity)
+            folders.add_session(workdir, session, parameters, start, environment.describe())
         writer = Writer(workdir, start, settings["steps"], settings["batch_size"])
         stack.callback(writer.close)
         writer.say(
@@ -198,6 +240,8 @@ def beginning(
             best=keep["best"],
             best_mode=keep["best_mode"],
             about=about_checkpoint(config, family),
+            run=session["run"],
+            from_step=session["from_step"],
         )
         stack.callback(observer.close)
         return writer, observer.hooks

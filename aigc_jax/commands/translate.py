@@ -21,6 +21,7 @@ FLAGS: tuple[str, ...] = (
     "coordinator",
     "processes",
     "process",
+    "join_timeout",
 )
 
 

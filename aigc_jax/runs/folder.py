@@ -3,7 +3,7 @@
 import difflib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aigc_jax import files
@@ -46,8 +46,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
         for key in sorted(old.keys() | new.keys())
-        if not free(key) and old.get(key) != new.get(key)
+        if not free(key) and not _same(old.get(key), new.get(key))
     ]
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Whether two values are equal; NaN, which a config may hold, equals itself."""
+    return old == new or (old != old and new != new)
 
 
 def as_dict(config: Any) -> dict[str, Any]:
@@ -117,24 +122,60 @@ def read_spec(workdir: pathlib.Path) -> DataSpec:
 
 
 def add_session(
-    workdir: pathlib.Path, origin: Mapping[str, Any], step: int, environment: Mapping[str, Any]
+    workdir: pathlib.Path,
+    session: Mapping[str, Any],
+    parameters: int,
+    step: int,
+    environment: Mapping[str, Any],
 ) -> None:
-    """Notes in `origin.json` what command starts or resumes a run at `step`, and where."""
+    """Notes in `origin.json` what command starts or resumes a run at `step`, and where.
+
+    Args:
+      session: what to say of the command: {"config", "command", "base"} for the run's report, and
+        of this start alone {"from_step", "changes"} where it goes on from an earlier checkpoint.
+      parameters: how many there are.
+    """
     try:
         sessions = json.loads((workdir / "origin.json").read_text())["sessions"]
     except (OSError, ValueError, LookupError, TypeError):  # none yet, or damaged: a report's loss
         sessions = []
-    session = {"step": step, **environment}
-    files.write_json(workdir / "origin.json", {**origin, "sessions": [*sessions, session]})
+    this = {"step": step, **environment}
+    if session.get("from_step") is not None:
+        this |= {"from_step": session["from_step"], "changes": session["changes"]}
+    origin = {key: session[key] for key in ("config", "command", "base") if key in session}
+    origin |= {"parameters": parameters, "sessions": [*sessions, this]}
+    files.write_json(workdir / "origin.json", origin)
+
+
+def identity(workdir: pathlib.Path) -> dict[str, Any]:
+    """`identity.json` of a run: {"run": a name of its own, "data": what its data were}; else {}."""
+    path = workdir / "identity.json"
+    return read(workdir, path.name) if path.is_file() else {}
+
+
+def write_identity(workdir: pathlib.Path, run: str, data: Mapping[str, Any]) -> None:
+    """Writes `identity.json`, by which checkpoints and data are known to belong to a run."""
+    files.write_json(workdir / "identity.json", {"run": run, "data": data})
+
+
+def changes(workdir: pathlib.Path, config: Mapping[str, Any]) -> list[str]:
+    """Lines "key: old -> new" for settings by which `config` would change the run in `workdir`."""
+    read_spec(workdir)  # a run of an earlier version says so, instead of listing every key
+    return differences(read(workdir, "config.json"), config)
 
 
 def check_same(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     """Raises RunMismatch, listing keys, where `config` would change the run in `workdir`."""
-    read_spec(workdir)  # a run of an earlier version says so, instead of listing every key
-    changed = differences(read(workdir, "config.json"), config)
+    changed = changes(workdir, config)
     if changed:
-        raise RunMismatch(
-            f"{workdir} holds a run with another config:\n  "
-            + "\n  ".join(changed)
-            + "\nGive the same config to resume it, or another --workdir to start anew"
-        )
+        raise mismatch(workdir, changed)
+
+
+def mismatch(workdir: pathlib.Path, changed: Sequence[str]) -> RunMismatch:
+    """The error of a command that would change the run in `workdir`."""
+    return RunMismatch(
+        f"{workdir} holds a run with another config or other data:\n  "
+        + "\n  ".join(changed)
+        + "\nGive the same to resume it, another --workdir to start anew, or --from-step=N to go on "
+        "from the checkpoint of step N with these"
+    )

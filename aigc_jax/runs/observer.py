@@ -75,6 +75,8 @@ class Observer:
       best: the metric by which the best checkpoint is kept, such as "test/loss"; "" keeps none.
       best_mode: "min" or "max".
       about: JSON that is saved beside the best checkpoint, as beside every other.
+      run: see `Checkpoints`.
+      from_step: where the run goes on from an earlier checkpoint: a best one after it is set aside.
     """
 
     def __init__(
@@ -87,13 +89,17 @@ class Observer:
         best: str,
         best_mode: str,
         about: Mapping[str, Any],
+        run: str = "",
+        from_step: int | None = None,
     ) -> None:
         self._workdir, self._writer, self._evaluator = workdir, writer, evaluator
         self._family, self._data, self._mesh = evaluator.family, evaluator.data, evaluator.mesh
         self._modality = modalities.of(self._data.spec.kind)
         self._samples, self._about = samples, dict(about)
         self._best_metric, self._better = best, BETTER[best_mode]
-        self._best = Checkpoints(workdir / "best", keep=1, clean=True) if best else None
+        self._best = Checkpoints(workdir / "best", keep=1, clean=True, run=run) if best else None
+        if self._best and from_step is not None:
+            self._best.set_aside_after(from_step, superseded=True)
         self._prepared: tuple[int, Any] = (-1, {})  # of which step, and what
         self._shown = False
 

@@ -3,13 +3,14 @@
 A checkpoint is written beside its final name and renamed when complete, so a killed save leaves the
 one before it. What a disk does later, truncation or a flipped bit, is found by a digest of every
 leaf, computed on the devices when saving and again when restoring. A damaged checkpoint is passed
-over for the one before it, and set aside where it would be in the way; nothing is ever deleted but
-the oldest good checkpoints beyond the number kept.
+over for the one before it, and set aside where it would be in the way; of what lies aside the
+newest few stay. One that belongs to another run or step is never taken.
 """
 
 import gc
 import pathlib
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,13 +20,21 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from aigc_jax.errors import RunError
 from aigc_jax.training import quiet, sharding
 
 ITEMS = ("state", "prepared", "about")
 
 
-class CheckpointError(RuntimeError):
+DAMAGED = 3  # damaged checkpoints and half-written ones that are kept; older ones are removed
+
+
+class CheckpointError(RunError):
     """A checkpoint that cannot be written or read; the message says what to do."""
+
+
+class ForeignError(CheckpointError):
+    """A checkpoint of another run or another step than its place says."""
 
 
 def complete_steps(folder: pathlib.Path) -> list[int]:
@@ -72,14 +81,17 @@ def _say(message: str) -> None:
 class Checkpoints:
     """The checkpoints of one run in `folder`, the newest `keep` of them."""
 
-    def __init__(self, folder: str | pathlib.Path, keep: int = 2, clean: bool = False) -> None:
+    def __init__(
+        self, folder: str | pathlib.Path, keep: int = 2, clean: bool = False, run: str = ""
+    ) -> None:
         """Opens the folder, which the first save makes where there is none.
 
-        The run that writes there has `clean` move half-written saves aside.
+        The run that writes there has `clean` move half-written saves aside. `run` is its identity:
+        checkpoints of another one are refused; "" takes any.
         """
         self._quiet, self._failed = quiet.Orbax(), False
         self.folder = pathlib.Path(folder).absolute()
-        self._keep = keep
+        self._keep, self._run = keep, run
         if clean:
             half = [path.name for path in self.folder.glob("*.orbax-checkpoint-tmp*")]
             what = "a save was cut short; what it had written"
@@ -129,7 +141,8 @@ class Checkpoints:
             prepared = sharding.fetch(prepared)
             items["prepared"] = ocp.args.StandardSave(prepared)
             found |= digests({"prepared": prepared})
-        items["about"] = ocp.args.JsonSave(dict(about) | {"digest": found})
+        own = {"digest": found, "step": step, "run": self._run}
+        items["about"] = ocp.args.JsonSave(dict(about) | own)
         args = ocp.args.Composite(**items)
 
         def write() -> None:
@@ -205,6 +218,7 @@ class Checkpoints:
 
         def read(candidate: int) -> tuple[Mapping[str, Any], Any, Mapping[str, Any]]:
             about, folder = self.about(candidate), self.folder / f"{candidate:08d}"
+            self._check_own(candidate, about)
             parts = _read_partially(folder / "state", target)
             found = digests(parts)
             prepared = {}
@@ -227,6 +241,8 @@ class Checkpoints:
         for candidate in [step] if step is not None else reversed(steps):
             try:
                 return read(candidate), candidate
+            except ForeignError:
+                raise
             except Exception as error:
                 failures.append(f"step {candidate}: {_first_line(error)}")
                 _say(f"checkpoint of {failures[-1]}; it is damaged and is passed over")
@@ -243,9 +259,19 @@ class Checkpoints:
         )
         restored = self._manager.restore(step, args=args)
         # Orbax hands back what it saved, e.g. plain dicts: take the target's own structure.
+        self._check_own(step, restored["about"])
         state = jax.tree.unflatten(jax.tree.structure(target), jax.tree.leaves(restored["state"]))
         self._compare(digests(state), restored["about"]["digest"])
         return state
+
+    def _check_own(self, step: int, about: Mapping[str, Any]) -> None:
+        """Raises ForeignError of a checkpoint that was saved by another run, or at another step."""
+        run, saved = about.get("run", ""), about.get("step", step)  # absent in earlier versions
+        what = f"the checkpoint in {self.folder / f'{step:08d}'}"
+        if saved != step:
+            raise ForeignError(f"{what} was saved at step {saved}: move it out of there")
+        if run and self._run and run != self._run:
+            raise ForeignError(f"{what} belongs to another run: move it out of there")
 
     @staticmethod
     def _compare(found: Mapping[str, int], saved: Mapping[str, int]) -> None:
@@ -253,24 +279,36 @@ class Checkpoints:
         if any(saved.get(name) != value for name, value in found.items()):
             raise CheckpointError("the restored bits are not those that were saved")
 
-    def set_aside_after(self, step: int) -> None:
-        """Moves checkpoints newer than `step`, found damaged, out of the way of new ones."""
+    def set_aside_after(self, step: int, superseded: bool = False) -> None:
+        """Moves checkpoints newer than `step` out of the way of new ones.
+
+        They are damaged, or `superseded` by a run that goes on from an earlier one.
+        """
         newer = [s for s in self.steps() if s > step]
         if not newer:
             return
+        kind = "superseded" if superseded else "damaged"
         self._manager.close()
-        self._move_aside({f"{s:08d}": f"the damaged checkpoint of step {s}" for s in newer})
+        self._move_aside({f"{s:08d}": f"the {kind} checkpoint of step {s}" for s in newer}, kind)
         self._open()
 
-    def _move_aside(self, entries: Mapping[str, str]) -> None:
+    def _move_aside(self, entries: Mapping[str, str], kind: str = "damaged") -> None:
         """Moves entries {name: what it is} to the folder's neighbour "-damaged", and says so."""
-        if jax.process_index() == 0:
-            aside = self.folder.with_name(self.folder.name + "-damaged")
-            for name, what in entries.items():
-                aside.mkdir(exist_ok=True)
-                free = aside / f"{name}-{len(list(aside.glob(name + '-*')))}"
-                (self.folder / name).rename(free)
-                _say(f"{what} now lies in {free}")
+        if jax.process_index() == 0 and entries:
+            aside = self.folder.with_name(f"{self.folder.name}-{kind}")
+            aside.mkdir(exist_ok=True)
+
+            def number(path: pathlib.Path) -> int:
+                return int(path.name.rpartition("-")[2])
+
+            free = max(map(number, aside.glob("*-*")), default=-1) + 1
+            for i, (name, what) in enumerate(entries.items(), free):
+                (self.folder / name).rename(aside / f"{name}-{i}")
+                _say(f"{what} now lies in {aside / f'{name}-{i}'}")
+            kept = sorted(aside.glob("*-*"), key=number)
+            for old in kept[:-DAMAGED] if kind == "damaged" else ():
+                shutil.rmtree(old, ignore_errors=True)
+                _say(f"{old} was removed: the newest {DAMAGED} are kept")
         if jax.process_count() > 1:  # nobody looks before all is moved
             multihost_utils.sync_global_devices(f"{self.folder.name} set aside")
 

@@ -3,18 +3,16 @@
 import contextlib
 import json
 import math
-import signal
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from aigc_jax.data import loader
 from aigc_jax.data.sources import Source
-from aigc_jax.training import sharding
+from aigc_jax.training import sharding, stop
 from aigc_jax.training.checkpoint import CheckpointError, Checkpoints, digests
 from aigc_jax.training.meter import Meter
 from aigc_jax.training.step import Recipe, TrainState, active_phases
@@ -68,6 +66,7 @@ def train(
     about: Mapping[str, Any],
     begin: Callable[[int, int], tuple[Writer, Hooks]],
     initial: Callable[[], Initial] | None = None,
+    from_step: int | None = None,
 ) -> TrainState:
     """Trains until `schedule.steps`, resuming by itself from `checkpoints`.
 
@@ -75,18 +74,20 @@ def train(
       recipe: what stays the same over the run.
       source: training data.
       batch_size: global; seed: of all randomness; mode: see `sharding.state_sharding`.
-      max_skipped: steps in a row with gradients that are not finite before the run stops.
+      max_skipped: steps in a row with anything that is not finite before the run stops; 0: never.
       checkpoints: where the run lies, closed by the caller; about: JSON beside each.
       begin: (step to start from, number of parameters) -> (writer, hooks). Called once, when
         nothing can be wrong with the settings: it writes config.json, spec.json and origin.json.
       initial: () -> ({player: parameters} to start from instead of random ones, {name: what of
         `extra` goes with them}), called by a new run only: one that resumes needs it no more.
+      from_step: goes on from the checkpoint of that step; None for the newest. Newer ones are set
+        aside.
 
     Returns:
       The last state.
 
     Raises:
-      NonFiniteError: see `max_skipped`.
+      DivergedError: see `max_skipped`; also where the run ends in such a state.
       CheckpointError: a checkpoint could not be written, none could be read, or the run was
         trained with other frozen networks.
       ValueError: a setting that cannot work, found before anything is written.
@@ -95,7 +96,7 @@ def train(
     sharding.check_batch(batch_size, mesh)
     target = sharding.abstract_state(recipe, mesh, mode)
     parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(target.params))
-    restored = checkpoints.restore(target)
+    restored = checkpoints.restore(target, from_step)
     start = restored[1] if restored else 0
     if restored and start >= schedule.steps:
         _say_done(checkpoints, start, schedule.steps)
@@ -117,23 +118,25 @@ def train(
         writer, hooks = begin(start, parameters)
         if restored:
             state = restored[0]
-            checkpoints.set_aside_after(start)
+            checkpoints.set_aside_after(start, superseded=from_step is not None)
         else:
             state = _from_weights(sharding.new_state(recipe, target, seed), *given)
         meter = Meter(writer, batch_size, max_skipped, checkpoints)
 
-        def save(state: TrainState, step: int) -> None:
-            beside = {**about, "constants": known}
-            checkpoints.save(step, state, beside, prepared=hooks.prepare(state, step))
+        def save(state: TrainState, step: int, last: bool) -> None:
+            if meter.may_save(step, last):
+                beside = {**about, "constants": known}
+                checkpoints.save(step, state, beside, prepared=hooks.prepare(state, step))
 
         loads = (sharding.put(mesh, batch, axis=1) for batch in batches)
         state, step = _steps(run_step, state, start, loads, schedule, meter, writer, hooks, save)
         checkpoints.wait()
-    writer.say(
-        f"done: step {step}, samples and checkpoints in {checkpoints.folder.parent}"
-        if step == schedule.steps
-        else f"stopped by a signal at step {step}, saved; the same command resumes it"
-    )
+    if step == schedule.steps:
+        meter.finish(step)
+        writer.say(f"done: step {step}, samples and checkpoints in {checkpoints.folder.parent}")
+    else:
+        latest = checkpoints.latest()
+        writer.say(f"stopped at step {step}; the same command goes on from step {latest}")
     return state
 
 
@@ -161,10 +164,10 @@ def _steps(
     meter: Meter,
     writer: Writer,
     hooks: Hooks,
-    save: Callable[[TrainState, int], None],
+    save: Callable[[TrainState, int, bool], None],
 ) -> tuple[TrainState, int]:
     """Steps until the schedule's end or a signal, and what is due in between; the last step too."""
-    with _stop_signal() as stopped:
+    with stop.asked() as stopped:
         for step in range(start, schedule.steps + 1):
             stopping = stopped(step)
             if due(schedule.evaluate, step, start, schedule.steps):
@@ -177,7 +180,7 @@ def _steps(
             last = step > start and (step == schedule.steps or stopping)
             if last or due(schedule.save, step, start, schedule.steps):
                 meter.flush(step)
-                save(state, step)
+                save(state, step, last)
             if step == schedule.steps or stopping:
                 return state, step
             meter.lap()
@@ -240,17 +243,3 @@ def _from_weights(
     for player in ema.keys() & initial.keys():
         ema[player] = jax.tree.map(lambda x: x + 0, params[player])  # buffers of its own
     return state.replace(params=params, ema=ema, extra=taken(state.extra, transferred))
-
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[Callable[[int], bool]]:
-    """Yields step -> whether SIGTERM has come; with several processes, to any, agreed on by all."""
-    if jax.process_count() > 1:  # jax.distributed watches for the signal itself
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    received = []
-    before = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
-    try:
-        yield lambda step: bool(received)
-    finally:
-        signal.signal(signal.SIGTERM, before)

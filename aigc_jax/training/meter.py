@@ -1,21 +1,34 @@
-"""What steps report, averaged; and the end of a run whose numbers are no longer finite."""
+"""What steps report, averaged; and whether the run is still sound."""
 
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Mapping
 
 import jax
 
+from aigc_jax.errors import RunError
 from aigc_jax.training.checkpoint import Checkpoints
 from aigc_jax.training.writers import Writer
 
+# A loss this many times its usual size belongs to a run that has diverged; usual is the median of
+# as many sound steps, and at least 1, since losses cross 0.
+EXPLODED, USUAL = 1000.0, 100
 
-class NonFiniteError(RuntimeError):
-    """Too many steps in a row had a loss or gradient that was not finite."""
+
+class DivergedError(RunError):
+    """A run whose numbers are no longer finite, or whose loss has exploded."""
 
 
 class Meter:
-    """Averages what steps report, one step late, so that the host never waits for the newest."""
+    """Averages what steps report, one step late, so that the host never waits for the newest.
+
+    Attributes:
+      unsound_since: steps done before the first of those in a row, up to the newest, that were
+        skipped or had a loss that exploded; None where the newest was sound. A checkpoint of that
+        step or a later one holds what may have caused it.
+    """
 
     def __init__(
         self, writer: Writer, batch_size: int, max_skipped: int, checkpoints: Checkpoints
@@ -26,6 +39,8 @@ class Meter:
         self._rows: list[dict[str, float]] = []
         self._busy = self._waited = 0.0
         self._lap = None
+        self._usual: dict[str, deque[float]] = {}
+        self.unsound_since: int | None = None
 
     def lap(self) -> None:
         """A step begins."""
@@ -45,21 +60,80 @@ class Meter:
         if pending is None:
             return
         step, metrics = pending
-        self._rows.append({k: float(v) for k, v in jax.device_get(dict(metrics)).items()})
-        in_row = int(self._rows[-1]["skipped_in_row"])
-        if self._max_skipped and in_row >= self._max_skipped:
-            self._checkpoints.wait()
-            latest = self._checkpoints.latest()
-            good = (
-                f"the last good checkpoint is step {latest} in {self._checkpoints.folder}"
-                if latest is not None
-                else "no checkpoint was saved before"
+        row = {k: float(v) for k, v in jax.device_get(dict(metrics)).items()}
+        self._rows.append(row)
+        exploded = self._exploded(row)
+        if not exploded and not row["skipped_in_row"]:
+            self.unsound_since = None
+            return
+        if self.unsound_since is None:
+            self.unsound_since = step - 1
+        if not self._max_skipped:
+            return
+        if row["skipped_in_row"] >= self._max_skipped:
+            raise self._diverged(
+                f"{row['skipped_in_row']:.0f} steps in a row up to step {step} had a loss, a "
+                "gradient or parameters that were not finite, and their updates were skipped"
             )
-            raise NonFiniteError(
-                f"{in_row} steps in a row up to step {step} had a loss or gradient that was not "
-                f"finite, and their updates were skipped; {good}. Lower optimizer.learning_rate, "
-                "set optimizer.clip, or set the networks' dtype to float32"
+        if exploded and step - self.unsound_since == self._max_skipped:
+            self._writer.say(
+                f"step {step}: {exploded} since step {self.unsound_since + 1}: the run seems to "
+                "have diverged. No checkpoint is saved while that lasts"
             )
+
+    def _exploded(self, row: Mapping[str, float]) -> str:
+        """In words, which loss is far above its usual size; "" where none is."""
+        found = ""
+        for name, value in row.items():
+            if name.rpartition("/")[2] != "loss" or not math.isfinite(value):
+                continue
+            usual = self._usual.setdefault(name, deque(maxlen=USUAL))
+            typical = max(statistics.median(usual), 1.0) if usual else math.inf
+            if abs(value) > EXPLODED * typical:
+                found = f"{name} is {value:.3g}, and was around {typical:.3g} before"
+            elif not row["skipped_in_row"]:
+                usual.append(abs(value))
+        return found
+
+    def may_save(self, step: int, last: bool) -> bool:
+        """Whether a checkpoint of now would be a good one, or the run goes on whatever happens.
+
+        One bad batch does not keep the `last` checkpoint of a run, or before a stop, from it.
+        """
+        if self.unsound_since is None or not self._max_skipped:
+            return True
+        if last and step - self.unsound_since == 1:
+            return True
+        self._writer.say(
+            f"step {step}: no checkpoint, since from step {self.unsound_since + 1} on something is "
+            "not finite, or the loss has exploded"
+        )
+        return False
+
+    def finish(self, step: int) -> None:
+        """Raises DivergedError where a run ends while it is unsound, by more than one bad batch."""
+        unsound = 0 if self.unsound_since is None else step - self.unsound_since
+        if unsound > 1 and self._max_skipped:
+            raise self._diverged(
+                f"the last {unsound} steps, up to step {step}, had a loss, a "
+                f"gradient or parameters that were not finite, or a loss over {EXPLODED:.0f} times "
+                "its usual size"
+            )
+
+    def _diverged(self, what: str) -> DivergedError:
+        self._checkpoints.wait()
+        good = [s for s in self._checkpoints.steps() if s < self.unsound_since]
+        advice = "a lower optimizer.learning_rate, optimizer.clip, networks of dtype float32"
+        if good:
+            return DivergedError(
+                f"{what}. The last good checkpoint is that of step {good[-1]} in "
+                f"{self._checkpoints.folder}: the same command with --from-step={good[-1]} and "
+                f"another setting goes on from it ({advice})"
+            )
+        return DivergedError(
+            f"{what}. No checkpoint from before that is kept: start anew in another --workdir with "
+            f"another setting ({advice})"
+        )
 
     def flush(self, step: int) -> None:
         """Writes the row of the steps since the last one."""

@@ -92,7 +92,8 @@ def optimizer(
         ),
         "sgd": lambda: optax.sgd(learning_rate, momentum=momentum or None),
     }[name]()
-    rule = optax.chain(optax.clip_by_global_norm(clip), rule) if clip else rule
+    # A chain without clipping too, so that a run can go on from a checkpoint with or without it.
+    rule = optax.chain(optax.clip_by_global_norm(clip) if clip else optax.identity(), rule)
     return skipping(rule, skip_above) if skip_above else rule
 
 

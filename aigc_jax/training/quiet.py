@@ -15,6 +15,7 @@ from typing import Any
 # begun would complain whenever they are collected, at times as the last line of all.
 NEVER = r"coroutine 'async_serialize\w*(\.<locals>\.\w+)?' was never awaited"
 LOGGERS = ("absl", "asyncio")
+WORDS = ("was destroyed but it is pending", "Reached preemption sync point")
 _lock, _open = threading.Lock(), []
 
 
@@ -38,7 +39,7 @@ class Orbax:
 
 def _wanted(record: logging.LogRecord) -> bool:
     text = record.pathname + record.getMessage()
-    noise = record.exc_info or "was destroyed but it is pending" in text
+    noise = record.exc_info or any(word in text for word in WORDS)
     return not (noise and ("orbax" in text or "tensorstore" in text))
 
 

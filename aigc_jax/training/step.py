@@ -25,8 +25,8 @@ class TrainState:
       params, extra: as in `Family.init`.
       opt: {player: optimizer state}.
       ema: {player: averaged parameters} for the family's averaged players.
-      skipped: int32 scalar, updates left out because a gradient was not finite.
-      skipped_in_row: int32 scalar, consecutive steps with such an update.
+      skipped: int32 scalar, updates left out because something was not finite.
+      skipped_in_row: int32 scalar, consecutive steps with such an update, or such an average.
     """
 
     step: jax.Array
@@ -86,9 +86,10 @@ def update(
     batch: Batch,
     key: jax.Array,
 ) -> tuple[TrainState, dict[str, jax.Array], jax.Array]:
-    """Moves one player; returns state, metrics, and whether loss and gradients were finite.
+    """Moves one player; returns state, metrics, and whether all that it computed was finite.
 
-    If they were not, the state comes back as it was.
+    That is the loss, the gradients, and what parameters and `extra` became. If one of them was not,
+    the state comes back as it was.
     """
     player = phase.player
 
@@ -101,9 +102,9 @@ def update(
         state.params[player]
     )
     grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     updates, opt = optimizer.update(grads, state.opt[player], state.params[player])
     params = optax.apply_updates(state.params[player], updates)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & all_finite((params, extra))
 
     def keep(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
@@ -116,6 +117,15 @@ def update(
     prefix = phase.name or player
     metrics = {"loss": loss, "grad_norm": grad_norm} | metrics
     return state, {f"{prefix}/{name}": value for name, value in metrics.items()}, finite
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether all floating values of a tree are finite, and so is their squares' sum (bool scalar).
+
+    A value above 1.8e19 in float32 is as lost as one that is infinite.
+    """
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.isfinite(optax.tree.norm(leaves))
 
 
 def train_step(
@@ -140,7 +150,7 @@ def train_step(
         return recipe.prepare(jax.tree.map(lambda x: x[j], batch), own)
 
     batches = [prepared(j) for j in range(family.batches_per_step)]
-    metrics, all_finite, skipped = {}, jnp.bool_(True), state.skipped
+    metrics, healthy, skipped = {}, jnp.bool_(True), state.skipped
     for i in active:
         phase = family.phases[i]
         state, phase_metrics, finite = update(
@@ -152,18 +162,19 @@ def train_step(
             streams.phase(key, i),
         )
         metrics |= phase_metrics
-        all_finite &= finite
+        healthy &= finite
         skipped += 1 - finite.astype(jnp.int32)
     decay = recipe.ema_decay(state.step)
     ema = {
         player: optax.incremental_update(state.params[player], average, 1 - decay)
         for player, average in state.ema.items()
     }
+    healthy &= all_finite(ema)
     state = state.replace(
         step=state.step + 1,
         ema=ema,
         skipped=skipped,
-        skipped_in_row=jnp.where(all_finite, 0, state.skipped_in_row + 1),
+        skipped_in_row=jnp.where(healthy, 0, state.skipped_in_row + 1),
     )
     return state, metrics | {
         "skipped": state.skipped,

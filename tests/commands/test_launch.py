@@ -10,7 +10,7 @@ import launch as launcher
 
 DIGITS = "--config=configs/ddpm_digits.py"
 EVALUATE = ["--mode=evaluate", "--workdir=RUN", f"{DIGITS}:smoke+conditional"]
-HOSTS = {"distributed", "coordinator", "processes", "process"}
+HOSTS = {"distributed", "coordinator", "processes", "process", "join_timeout"}
 
 MISTAKES = [
     ([f"{DIGITS}:smok"], "unknown variant 'smok': did you mean smoke?"),
