@@ -89,15 +89,15 @@ def open_folder(
         images.by_suffix(name for name in files.others if name not in found.files),
         f"empty folders {_few(files.empty)}" if files.empty else "",
         _few(files.notes),
-        *found.notes,
     ]
-    about = (
+    about = [
         f"folder {path}: {_count(len(paths), 'image')} ({images.by_suffix(paths)}), "
-        f"{_about_classes(classes, found.source, chosen)}, {how}"
-    )
-    if any(passed):
-        about += f"; passed over: {', '.join(filter(None, passed))}"
-    return Folder(files, tuple(files.names[i] for i in used), classes, chosen, about)
+        f"{_about_classes(classes, found.source, chosen)}, {how}",
+        *found.notes,
+        *([f"passed over: {', '.join(filter(None, passed))}"] if any(passed) else ()),
+    ]
+    names = tuple(files.names[i] for i in used)
+    return Folder(files, names, classes, chosen, "; ".join(about))
 
 
 def channels(folder: Folder) -> tuple[int, str]:
@@ -265,8 +265,9 @@ def _sizes(splits: Mapping[str, np.ndarray]) -> str:
 
 
 def _count(count: int, noun: str, what: str = "") -> str:
-    """ "3 images without a label"; "" for none."""
-    return f"{count:,} {noun}{'s' * (count != 1)} {what}".strip() if count else ""
+    """Such as "3 images without a label"; "" for none."""
+    plural = "" if count == 1 else "s"
+    return f"{count:,} {noun}{plural} {what}".strip() if count else ""
 
 
 def _few(words: Sequence[str]) -> str:
