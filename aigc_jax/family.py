@@ -30,11 +30,13 @@ class Field(NamedTuple):
       kind: a name of `modalities`, or "label".
       shape: of one example; () for a label.
       classes: values are 0..classes-1, of a label; 0 where there is no such bound.
+      names: of the classes; () where they have none but their numbers.
     """
 
     kind: str
     shape: tuple[int, ...]
     classes: int = 0
+    names: tuple[str, ...] = ()
 
 
 class DataSpec(NamedTuple):
@@ -64,6 +66,11 @@ class DataSpec(NamedTuple):
     def classes(self) -> int:
         """Of labels; 0 where there are none."""
         return self.conditions["label"].classes if "label" in self.conditions else 0
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of labels; () where they have none but their numbers."""
+        return self.conditions["label"].names if "label" in self.conditions else ()
 
 
 class View(NamedTuple):

@@ -10,10 +10,11 @@ def images(
     classes: int = 0,
     sizes: Mapping[str, int] | None = None,
     domains: int = 1,
+    names: tuple[str, ...] = (),
 ) -> DataSpec:
-    """Images of one shape, of `classes` labels (0: none), in one domain or two."""
+    """Images of one shape, of `classes` labels (0: none) with `names`, in one domain or two."""
     fields = dict.fromkeys(("x", "other")[:domains], Field("image", shape))
-    conditions = {"label": Field("label", (), classes)} if classes else {}
+    conditions = {"label": Field("label", (), classes, names)} if classes else {}
     return DataSpec(fields, conditions, dict(sizes or {}))
 
 

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
+import jax
 import numpy as np
 
 from aigc_jax import build, checks
 from aigc_jax.data import datasets
+from aigc_jax.data.splits import overlap
 from aigc_jax.family import DataSpec, Family, Variables
 from aigc_jax.runs import folder as folders
 from aigc_jax.runs.examples import RealData, training_codes
@@ -17,11 +19,23 @@ from aigc_jax.training.step import Recipe
 
 
 def open_data(config: Mapping[str, Any], splits: Iterable[str] = ()) -> RealData:
-    """The data set of a config, with its splits for training and testing and those named."""
+    """The data set of a config, with its splits for training and testing and those named.
+
+    Says what was found in a folder of images. Raises ValueError where the two splits are not the
+    same one and yet share examples.
+    """
     given, beside = ("splits",), ("train_split", "test_split")
     data = checks.arguments("data", datasets.load, config["data"], given, beside)
     train, test = data.pop("train_split"), data.pop("test_split")
     dataset = datasets.load(**data, splits=tuple(dict.fromkeys((train, test, *splits))))
+    both = overlap(dataset.parts[train], dataset.parts[test]) if train != test else 0
+    if both:
+        raise ValueError(
+            f"data.train_split={train} and data.test_split={test} share {both:,} examples: "
+            "a model is tested on others than it learns from"
+        )
+    if dataset.about and jax.process_index() == 0:
+        print(dataset.about, flush=True)
     return RealData(data["name"], dataset, train, test, config["train"]["batch_size"])
 
 

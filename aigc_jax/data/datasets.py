@@ -3,15 +3,18 @@
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from aigc_jax.data import digits, images, mixtures, pairs, prepare, sources
+from aigc_jax.data import digits, folders, identity, labels, mixtures, pairs, prepare, sources
+from aigc_jax.data.identity import Identity
 from aigc_jax.data.images import DataError, Record
 from aigc_jax.data.sources import Reader, Source
+from aigc_jax.data.splits import Part, choose
 from aigc_jax.family import DataSpec, Field
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels up to which a data set is held in memory
@@ -21,10 +24,21 @@ OWN = (prepare.DIGITS, "folder", STACKED, *mixtures.MIXTURES)
 
 
 class Dataset(NamedTuple):
-    """What is known of a data set, and a source for each of its splits."""
+    """What is known of a data set, and a source for each of its splits.
+
+    Attributes:
+      spec: all that a family sees of it.
+      sources: {split: its examples}.
+      parts: {split: what it is of whole splits, one part for each domain}.
+      identity: see `data.identity`.
+      about: one line that says what was found where it was not known before; else "".
+    """
 
     spec: DataSpec
     sources: dict[str, Source]
+    parts: Mapping[str, tuple[Part, ...]] = MappingProxyType({})
+    identity: Identity = MappingProxyType({})
+    about: str = ""
 
 
 class _Collection(NamedTuple):
@@ -32,10 +46,13 @@ class _Collection(NamedTuple):
 
     sizes: dict[str, int]
     readers: dict[str, Reader]
+    digests: Callable[[Part], dict[str, str]]  # for the identity of the data
     channels: int
     classes: int
+    names: tuple[str, ...]  # of the classes; () where these are but numbers
     native: tuple[int, int] | None  # height and width, where they are known beforehand
     upright: bool = False
+    about: str = ""
 
 
 def load(
@@ -43,6 +60,9 @@ def load(
     *,
     data_dir: str | None = None,
     path: str | None = None,
+    labels_from: str | None = None,
+    splits_from: str | None = None,
+    channels: int | None = None,
     image_size: int = 0,
     crop: int = 0,
     in_memory: bool | None = None,
@@ -57,33 +77,45 @@ def load(
         points of the plane, held in memory, without size and crop.
       data_dir: where TFDS keeps its data; None is its own default.
       path: of `folder`: a folder or .zip of images.
+      labels_from, splits_from: of `folder`, see `folders.open_folder`.
+      channels: 1 or 3, of images; None is 1 where all of them are grey, else 3.
       image_size: the shorter side is resized to it, and the longer one cropped; 0 leaves that out.
       crop: pixels of a central square that is cut out before; 0 leaves that out.
       in_memory: whether data are held in memory; None does so up to 2 GiB of decoded pixels.
       on_corrupt: "skip" leaves broken images out, at the price of decoding all of them at the start
         where they are streamed.
       splits: None opens every split. `train[:100]` is a split of the first 100 images of `train`,
-        broken ones counted; `trainA+trainB` is two of them as `Pairs`.
+        broken ones counted (see `data.splits`); `trainA+trainB` is two of them as `Pairs`.
 
     Raises:
       DataError: it cannot be opened as asked.
     """
     if on_corrupt not in ("raise", "skip"):
         raise DataError(f"on_corrupt={on_corrupt!r} is neither 'raise' nor 'skip'")
+    if channels not in (None, 1, 3):
+        raise DataError(f"data.channels is 1 or 3, not {channels}")
+    if name != "folder" and (labels_from or splits_from):
+        raise DataError("data.labels_from and data.splits_from are of data.name='folder'")
+    guessed = {"labels_from": labels_from, "splits_from": splits_from, "channels": channels}
     options = {"image_size": image_size, "crop": crop, "in_memory": in_memory}
     parts = {split: pairs.parts(split) for split in splits or ()}
     if any(len(names) > 1 for names in parts.values()):
-        options |= {"data_dir": data_dir, "path": path, "on_corrupt": on_corrupt}
+        options |= {"data_dir": data_dir, "path": path, "on_corrupt": on_corrupt, **guessed}
         single = tuple(dict.fromkeys(part for names in parts.values() for part in names))
         return _pair(load(name, splits=single, **options), parts)
+    if channels and name in (*mixtures.MIXTURES, STACKED):
+        raise DataError(f"{name!r} has no other channels than its own: unset data.channels")
     if name in mixtures.MIXTURES:
         if image_size or crop:
             raise DataError(f"{name!r} has points: leave data.image_size and data.crop at 0")
         return _open_points(name, splits)
     if name == STACKED:
         return _open_stacked(splits, data_dir=data_dir, on_corrupt=on_corrupt, **options)
-    own = name == "folder"
-    collection = _open_folder(path, image_size) if own else _open_tfds(name, data_dir)
+    if name == "folder":
+        collection = _open_folder(path, image_size, **guessed)
+    else:
+        collection = _open_tfds(name, data_dir)
+        collection = collection._replace(channels=channels or collection.channels)
     return _open_images(name, collection, splits, skip=on_corrupt == "skip", **options)
 
 
@@ -98,10 +130,10 @@ def _open_images(
     skip: bool,
 ) -> Dataset:
     """Opens splits of encoded images: decodes them into memory, or gets ready to stream them."""
-    chosen = _choose(name, collection.sizes, splits)
+    parts = choose(name, collection.sizes, splits)
     collection = collection._replace(
-        sizes={split: size for split, (_, size) in chosen.items()},
-        readers={split: collection.readers[whole] for split, (whole, _) in chosen.items()},
+        sizes={split: part.size for split, part in parts.items()},
+        readers={split: _from(collection.readers[p.whole], p.start) for split, p in parts.items()},
     )
     if image_size or crop:
         side = image_size or crop
@@ -125,60 +157,61 @@ def _open_images(
             opened[split] = sources.StreamedSource(read, decode, kept)
         if not len(opened[split]):
             raise DataError(f"{label}: not one image could be decoded")
-    return _dataset(Field("image", shape), collection.classes, opened)
+    label = Field("label", (), collection.classes, collection.names)
+    found = _dataset(name, Field("image", shape), label, opened, parts, collection.digests)
+    return found._replace(about=collection.about)
 
 
-def _dataset(field: Field, classes: int, opened: dict[str, Source]) -> Dataset:
-    conditions = {"label": Field("label", (), classes)} if classes else {}
-    return Dataset(DataSpec({"x": field}, conditions, _sizes(opened)), opened)
+def _from(read: Reader, start: int) -> Reader:
+    """A reader whose first record is the one at `start`."""
+    return (lambda indices: read([start + int(i) for i in indices])) if start else read
+
+
+def _dataset(
+    name: str,
+    field: Field,
+    label: Field,
+    opened: dict[str, Source],
+    parts: Mapping[str, Part],
+    digests: Callable[[Part], dict[str, str]],
+) -> Dataset:
+    spec = DataSpec({"x": field}, {"label": label} if label.classes else {}, _sizes(opened))
+    splits = {split: {"size": part.size, **digests(part)} for split, part in parts.items()}
+    known = {"name": name, "classes": label.classes, "names": list(label.names), "splits": splits}
+    return Dataset(spec, opened, {split: (part,) for split, part in parts.items()}, known)
 
 
 def _sizes(opened: Mapping[str, Source]) -> dict[str, int]:
     return {split: len(source) for split, source in opened.items()}
 
 
-def _choose(
-    name: str, sizes: dict[str, int], splits: Sequence[str] | None
-) -> dict[str, tuple[str, int]]:
-    """Of each split asked for, which one it is the beginning of, and how many examples it takes."""
-    chosen = {}
-    for split in sizes if splits is None else splits:
-        whole, bracket, rest = split.partition("[")
-        first = re.fullmatch(r":([0-9]+)\]", rest)
-        if bracket and not first:
-            raise DataError(
-                f"{split!r} is no slice of a split: write {whole}[:100] for its first 100"
-            )
-        if whole not in sizes:
-            raise DataError(f"{name!r} has no split {whole!r}: it has {', '.join(sizes)}")
-        size = int(first[1]) if first else sizes[whole]
-        if not 1 <= size <= sizes[whole]:
-            raise DataError(
-                f"{split!r} cannot be taken: {whole!r} of {name!r} has {sizes[whole]} examples"
-            )
-        chosen[split] = whole, size
-    return chosen
+def _digests(name: str, sizes: Mapping[str, int]) -> Callable[[Part], dict[str, str]]:
+    """Of data that their name and version say all about."""
+    return lambda part: {"digest": identity.digest([name, sizes[part.whole], part])}
 
 
 def _open_points(name: str, splits: Sequence[str] | None) -> Dataset:
-    chosen = _choose(name, mixtures.SIZES, splits)
+    parts = choose(name, mixtures.SIZES, splits)
     opened = {
-        split: sources.ArraySource(mixtures.arrays(name, whole)[:size], None)
-        for split, (whole, size) in chosen.items()
+        split: sources.ArraySource(mixtures.arrays(name, part.whole)[part.start : part.stop], None)
+        for split, part in parts.items()
     }
-    return _dataset(Field("points", mixtures.SHAPE), 0, opened)
+    field, digests = Field("points", mixtures.SHAPE), _digests(name, mixtures.SIZES)
+    return _dataset(name, field, Field("label", ()), opened, parts, digests)
 
 
 def _open_stacked(splits: Sequence[str] | None, **options: Any) -> Dataset:
     """MNIST, held or streamed once, and which of its digits make up each image."""
-    chosen = _choose(STACKED, STACKED_SIZES, splits)
-    spec, parts = load("mnist", splits=tuple({whole for whole, _ in chosen.values()}), **options)
+    parts = choose(STACKED, STACKED_SIZES, splits)
+    wholes = tuple({part.whole for part in parts.values()})
+    spec, mnist, *_ = load("mnist", splits=wholes, **options)
     opened = {}
-    for split, (whole, size) in chosen.items():
+    for split, (whole, start, stop) in parts.items():
         rng = np.random.default_rng(list(STACKED_SIZES).index(whole))
-        drawn = rng.integers(len(parts[whole]), size=(STACKED_SIZES[whole], 3))
-        opened[split] = sources.StackedSource(parts[whole], drawn[:size], spec.classes)
-    return _dataset(Field("image", (*spec.shape[:2], 3)), spec.classes**3, opened)
+        drawn = rng.integers(len(mnist[whole]), size=(STACKED_SIZES[whole], 3))
+        opened[split] = sources.StackedSource(mnist[whole], drawn[start:stop], spec.classes)
+    field, label = Field("image", (*spec.shape[:2], 3)), Field("label", (), spec.classes**3)
+    return _dataset(STACKED, field, label, opened, parts, _digests(STACKED, STACKED_SIZES))
 
 
 def _pair(dataset: Dataset, parts: dict[str, tuple[str, ...]]) -> Dataset:
@@ -188,23 +221,35 @@ def _pair(dataset: Dataset, parts: dict[str, tuple[str, ...]]) -> Dataset:
         found = [dataset.sources[name] for name in names]
         opened[split] = pairs.Pairs(*found) if len(found) == 2 else found[0]
     field = dataset.spec.fields["x"]  # `Pairs` has checked that the domains agree
-    return Dataset(DataSpec({"x": field, "other": field}, {}, _sizes(opened)), opened)
+    spec = DataSpec({"x": field, "other": field}, {}, _sizes(opened))
+    of_splits = {s: tuple(p for n in names for p in dataset.parts[n]) for s, names in parts.items()}
+    return dataset._replace(spec=spec, sources=opened, parts=of_splits)
 
 
-def _open_folder(path: str | None, image_size: int) -> _Collection:
+def _open_folder(
+    path: str | None,
+    image_size: int,
+    *,
+    labels_from: str | None,
+    splits_from: str | None,
+    channels: int | None,
+) -> _Collection:
     if not path:
         raise DataError("data set 'folder' needs data.path, a folder or .zip of images")
     if not image_size:
         raise DataError("data set 'folder' needs data.image_size, the side of its square images")
-    folder = images.open_folder(path)
-    parts = images.folder_splits(folder)
+    folder = folders.open_folder(path, labels_from=labels_from, splits_from=splits_from)
+    channels, colour = (channels, f"{channels} channels") if channels else folders.channels(folder)
     return _Collection(
-        sizes={split: len(positions) for split, positions in parts.items()},
-        readers={s: images.folder_reader(folder, positions) for s, positions in parts.items()},
-        channels=3,
-        classes=folder.classes,
+        sizes={split: len(chosen) for split, chosen in folder.splits.items()},
+        readers={split: folders.reader(folder, chosen) for split, chosen in folder.splits.items()},
+        digests=lambda part: folders.digests(folder, part),
+        channels=channels,
+        classes=folder.classes.count,
+        names=folder.classes.names,
         native=None,
         upright=True,
+        about=folder.about.replace(" images (", f" images ({colour}, ", 1),
     )
 
 
@@ -241,8 +286,10 @@ def _open_tfds(name: str, data_dir: str | None) -> _Collection:
             s: _tfds_reader(name, s, builder.as_data_source(s, deserialize_method=raw), wanted)
             for s in sizes
         },
+        digests=_digests(builder.info.full_name, sizes),
         channels=1 if channels == 1 else 3,
         classes=features["label"].num_classes if labelled else 0,
+        names=labels.telling(features["label"].names) if labelled else (),
         native=(height, width) if height and width else None,
     )
 
@@ -271,11 +318,14 @@ def _open_digits() -> _Collection:
     def reader(records: list[Record]) -> Reader:
         return lambda indices: [records[int(i)] for i in indices]
 
+    sizes = {split: len(records) for split, records in encoded.items()}
     return _Collection(
-        sizes={split: len(records) for split, records in encoded.items()},
+        sizes=sizes,
         readers={split: reader(records) for split, records in encoded.items()},
+        digests=_digests(f"digits/{digits.Digits.VERSION}", sizes),
         channels=1,
         classes=digits.CLASSES,
+        names=(),
         native=(8, 8),
     )
 

@@ -1,17 +1,23 @@
 """Encoded images: where they lie (a folder, a zip) and how they become uint8 arrays."""
 
+import collections
+import functools
 import io
+import os
 import pathlib
+import unicodedata
 import zipfile
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
-DOMAINS = ("trainA", "trainB", "testA", "testB")  # subfolders that are splits, not classes
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-HELD_OUT = 20  # of a folder's images, in the order of their names, every 20th is the test split
+# Formats of Pillow that are no pictures, or that it reads only with the help of another program.
+_OTHER_FORMATS = ("BUFR", "EPS", "FLI", "GRIB", "HDF5", "MPEG", "WMF")
+_HIDDEN = (".", "__MACOSX", "@eaDir")  # what a file manager or a server keeps beside one's files
+_GREY = ("1", "L", "LA", "La", "I", "F")  # Pillow's modes, and those that begin with "I;"
 
 
 class DataError(ValueError):
@@ -30,13 +36,37 @@ class Record(NamedTuple):
     label: int | None
 
 
-class Folder(NamedTuple):
-    """The images of a folder or zip in the order of their names, none of them read yet."""
+class Files(NamedTuple):
+    """The files of a folder or zip, none of them read yet; hidden ones are passed over.
 
+    Attributes:
+      path: as it was given.
+      names: of the images, paths from the folder on, in their order.
+      others: names of all other files.
+      empty: subfolders in which no file lies, at any depth.
+      sizes: {name: bytes} of the images.
+      checksums: {name: CRC-32 of the bytes} of the images in a zip; {} of a folder.
+      notes: what of the folder could not be listed, in words.
+      open: name -> the opened file.
+    """
+
+    path: str
     names: tuple[str, ...]
-    labels: tuple[int, ...] | None
-    classes: int
-    read: Callable[[str], bytes]
+    others: tuple[str, ...]
+    empty: tuple[str, ...]
+    sizes: Mapping[str, int]
+    checksums: Mapping[str, int]
+    notes: tuple[str, ...]
+    open: Callable[[str], IO[bytes]]
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes; b"" where it cannot be read, so that decoding reports it by name."""
+        try:
+            with self.open(name) as file:
+                return file.read()
+        # Of a zip: a damaged member, an encrypted one, one that is compressed in an unknown way.
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError):
+            return b""
 
 
 def to_array(
@@ -72,90 +102,144 @@ def pixels(data: bytes) -> tuple[int, int]:
         return image.height, image.width
 
 
-def open_folder(path: str) -> Folder:
-    """Lists the images of a folder (recursively) or a .zip; hidden files are passed over.
+def is_grey(file: IO[bytes]) -> bool:
+    """Whether an encoded image states in its header that it has no colour, without decoding it."""
+    with Image.open(file) as image:
+        return image.mode in _GREY or image.mode.startswith("I;")
 
-    They carry labels where each lies exactly one subfolder deep and there are two subfolders or
-    more: the classes are then the subfolders in the order of their names. Where there are `DOMAINS`
-    on top, these are splits, what lies elsewhere is passed over and nothing carries a label.
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """Of the files that are taken for images: those of every format that Pillow reads here."""
+    known = Image.registered_extensions()
+    formats = set(Image.OPEN).difference(_OTHER_FORMATS)
+    return frozenset(suffix for suffix, format in known.items() if format in formats)
+
+
+def suffix(name: str) -> str:
+    """The end of a file's name, such as ".png"; "" where it has none."""
+    return os.path.splitext(name)[1].lower()
+
+
+def plain(name: str) -> str:
+    """A name or path with accented letters as one character each, however a system stores them."""
+    return unicodedata.normalize("NFC", name)
+
+
+def open_folder(path: str) -> Files:
+    """Lists the files of a folder, recursively, or of a .zip.
+
+    Links are followed, but no folder is listed twice, so that a link to a folder above ends there.
+
+    Raises:
+      DataError: no such folder, no image in it, or a .zip that cannot be read.
     """
     root = pathlib.Path(path).expanduser()
     if not root.exists():
         raise DataError(f"there is no folder or .zip of images at {path!r}: set data.path")
     if root.is_dir():
-        names = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
-
-        def read(name: str) -> bytes:
-            return (root / name).read_bytes()
-
+        found = _list_folder(path, root)
     elif zipfile.is_zipfile(root):
-        archive = zipfile.ZipFile(root)  # its reads take a lock, so threads may share it
-        names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-        read = archive.read
+        found = _list_zip(path, root)
     else:
         raise DataError(f"{path!r} is neither a folder nor a readable .zip of images")
-    names = sorted(name for name in names if _is_image(name))
-    if not names:
-        raise DataError(f"no images in {path!r}: none ends in {', '.join(SUFFIXES)}")
-    domains = tuple(name for name in names if _top(name) in DOMAINS)
-    if domains:
-        return Folder(domains, None, 0, read)
-    parents = [pathlib.PurePosixPath(name).parent for name in names]
-    classes = sorted({str(parent) for parent in parents})
-    if len(classes) < 2 or any(len(parent.parts) != 1 for parent in parents):
-        return Folder(tuple(names), None, 0, read)
-    labels = tuple(classes.index(str(parent)) for parent in parents)
-    return Folder(tuple(names), labels, len(classes), read)
+    if not found.names:
+        others = f", only {by_suffix(found.others)}" if found.others else ""
+        raise DataError(f"no images in {path!r}{others}: an image is .png, .jpg, .tif, ...")
+    return found
 
 
-def folder_splits(folder: Folder) -> dict[str, np.ndarray]:
-    """The positions that make each split: every 20th image is held out where there are 20.
-
-    A folder of `DOMAINS` has those as splits that hold an image.
-    """
-    position = np.arange(len(folder.names))
-    tops = np.array([_top(name) for name in folder.names])
-    if tops[0] in DOMAINS:
-        return {domain: position[tops == domain] for domain in DOMAINS if domain in tops}
-    test = position % HELD_OUT == HELD_OUT - 1
-    splits = {"train": position[~test], "test": position[test]}
-    return {split: chosen for split, chosen in splits.items() if len(chosen)}
+def by_suffix(names: Iterable[str]) -> str:
+    """Files counted by the ends of their names: "4,000 .png, 812 .jpg"."""
+    counts = collections.Counter(suffix(name) or "without a suffix" for name in names)
+    return ", ".join(f"{count:,} {end}" for end, count in counts.most_common())
 
 
-def folder_reader(folder: Folder, chosen: np.ndarray) -> Callable[[Sequence[int]], list[Record]]:
-    """A function from positions within one split to its records."""
+def _list_folder(path: str, root: pathlib.Path) -> Files:
+    sizes, empty, notes, seen = {}, [], [], set()
+    folders, links = [("", root)], []  # links come last: a folder is listed by its own name
+    while folders or links:
+        prefix, folder = (folders or links).pop()
+        try:
+            identity = _identity(folder)
+            if identity in seen:
+                notes.append(f"{prefix} (a link to what is listed already)")
+                continue
+            seen.add(identity)
+            with os.scandir(folder) as entries:
+                inside = sorted(entries, key=lambda e: e.name, reverse=True)
+        except OSError as error:
+            notes.append(f"{prefix or path} ({error.strerror})")
+            continue
+        inside = [entry for entry in inside if not entry.name.startswith(_HIDDEN)]
+        if not inside:
+            empty.append(prefix.rstrip("/"))
+        for entry in inside:
+            name = prefix + entry.name
+            try:
+                if entry.is_dir():
+                    (links if entry.is_symlink() else folders).append((f"{name}/", entry.path))
+                else:
+                    sizes[name] = entry.stat().st_size
+            except OSError as error:  # such as a link to nothing
+                notes.append(f"{name} ({error.strerror})")
+    return _files(path, sizes, {}, empty, notes, lambda name: (root / name).open("rb"))
 
-    def read(indices: Sequence[int]) -> list[Record]:
-        positions = [int(chosen[i]) for i in indices]
-        return [
-            Record(
-                folder.names[p],
-                _bytes_or_none(folder, p),
-                None if folder.labels is None else folder.labels[p],
-            )
-            for p in positions
-        ]
 
-    return read
+def _identity(folder: str | pathlib.Path) -> tuple[int, int]:
+    found = os.stat(folder)  # of what a link leads to
+    return found.st_dev, found.st_ino
 
 
-def _bytes_or_none(folder: Folder, position: int) -> bytes:
-    try:
-        return folder.read(folder.names[position])
-    except (OSError, zipfile.BadZipFile):
-        return b""  # an unreadable file is a corrupt image: decoding it reports it by name
+def _list_zip(path: str, root: pathlib.Path) -> Files:
+    archive = zipfile.ZipFile(root)  # its reads take a lock, so threads may share it
+    members = {_member(m.filename): m for m in archive.infolist()}
+    members = {
+        name: member
+        for name, member in members.items()
+        if not any(part.startswith(_HIDDEN) for part in name.split("/"))
+    }
+    files = {name: member for name, member in members.items() if not name.endswith("/")}
+    images = [member for name, member in files.items() if suffix(name) in suffixes()]
+    if images and all(member.flag_bits & 1 for member in images):
+        raise DataError(f"{path!r} is encrypted: unpack it, and give the folder as data.path")
+    filled = {above for name in files for above in _above(name)}
+    empty = [n.rstrip("/") for n in members if n.endswith("/") and n.rstrip("/") not in filled]
+    sizes = {name: member.file_size for name, member in files.items()}
+    checksums = {name: member.CRC for name, member in files.items()}
+    return _files(path, sizes, checksums, empty, [], lambda name: archive.open(files[name]))
 
 
-def _top(name: str) -> str:
-    """The first part of a file's path; "" where it lies in no subfolder."""
-    parts = pathlib.PurePosixPath(name).parts
-    return parts[0] if len(parts) > 1 else ""
+def _above(name: str) -> Iterator[str]:
+    """The folders that a path lies in, from the innermost on."""
+    while name := name.rpartition("/")[0]:
+        yield name
 
 
-def _is_image(name: str) -> bool:
-    path = pathlib.PurePosixPath(name)
-    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden
+def _member(name: str) -> str:
+    """The path that a zip's member stands for: some tools write back-slashes, or "./" in front."""
+    return name.replace("\\", "/").removeprefix("./").lstrip("/")
+
+
+def _files(
+    path: str,
+    sizes: Mapping[str, int],
+    checksums: Mapping[str, int],
+    empty: Iterable[str],
+    notes: Iterable[str],
+    open_file: Callable[[str], IO[bytes]],
+) -> Files:
+    names = sorted((n for n in sizes if suffix(n) in suffixes()), key=plain)
+    return Files(
+        path=path,
+        names=tuple(names),
+        others=tuple(sorted(sizes.keys() - set(names))),
+        empty=tuple(sorted(empty)),
+        sizes={name: sizes[name] for name in names},
+        checksums={name: checksums[name] for name in names if name in checksums},
+        notes=tuple(sorted(notes)),
+        open=open_file,
+    )
 
 
 def _as_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -164,6 +248,8 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
         return image
     if image.mode.startswith("I"):  # Pillow's own conversion would clip 16 bits at 255
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers: save them as 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

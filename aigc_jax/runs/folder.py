@@ -88,7 +88,11 @@ def write_spec(workdir: pathlib.Path, spec: DataSpec) -> None:
     """Writes `spec.json`: what the run's data are."""
 
     def plain(fields: Mapping[str, Field]) -> dict[str, Any]:
-        return {name: field._asdict() for name, field in fields.items()}
+        found = {name: field._asdict() for name, field in fields.items()}
+        for field in found.values():
+            if not field["names"]:
+                del field["names"]
+        return found
 
     content = {
         "fields": plain(spec.fields),
@@ -114,7 +118,12 @@ def read_spec(workdir: pathlib.Path) -> DataSpec:
 
     def typed(fields: Mapping[str, Any]) -> dict[str, Field]:
         return {
-            name: Field(field["kind"], tuple(field["shape"]), field["classes"])
+            name: Field(
+                field["kind"],
+                tuple(field["shape"]),
+                field["classes"],
+                tuple(field.get("names", ())),
+            )
             for name, field in fields.items()
         }
 

