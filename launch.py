@@ -150,8 +150,6 @@ def main(argv: list[str]) -> int | None:
         os.environ.setdefault(
             "JAX_NUM_CPU_DEVICES", str(cpu_devices(global_batch(config, workdir)))
         )
-    import jax
-
     logging.set_verbosity(logging.WARNING)  # absl.app turns on what libraries tell each other
     if several is not None:
         hosts.join(several)

@@ -1,5 +1,6 @@
 """Where a command ends: which errors are told in one line, which signals end it, and exit codes."""
 
+import contextlib
 import errno
 import json
 import os
@@ -96,10 +97,8 @@ def end(code: object) -> NoReturn:
         print(code, file=sys.stderr)
         code = 1
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError, ValueError):  # whoever read it has gone
             stream.flush()
-        except (OSError, ValueError):  # whoever read it has gone
-            pass
     os._exit(code if isinstance(code, int) else 0)
 
 

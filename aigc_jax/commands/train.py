@@ -12,10 +12,10 @@ import jax
 
 from aigc_jax import build, files
 from aigc_jax.commands import common, report
-from aigc_jax.commands.boundary import STOPPED
 from aigc_jax.commands import evaluate as evaluate_command
-from aigc_jax.family import Family
+from aigc_jax.commands.boundary import STOPPED
 from aigc_jax.data.identity import differences
+from aigc_jax.family import Family
 from aigc_jax.runs import environment, evaluate, lock
 from aigc_jax.runs import folder as folders
 from aigc_jax.runs import model as models
@@ -165,7 +165,7 @@ def continued(
     if not any(complete_steps(workdir / name) for name in ("checkpoints", "best")):
         return uuid.uuid4().hex, []
     changes = folders.changes(workdir, config)
-    changes += differences(found["data"], data) if found.get("data") else []
+    changes += differences(found["data"], data) if data and found.get("data") else []
     if changes and from_step is None:
         raise folders.mismatch(workdir, changes)
     return found.get("run") or uuid.uuid4().hex, changes
@@ -221,6 +221,8 @@ def beginning(
             bars=False,
         )
         if jax.process_index() == 0:
+            if session["from_step"] is not None:
+                folders.keep_metrics(workdir)
             files.write_json(workdir / "config.json", folders.as_dict(config))
             folders.write_spec(workdir, data.spec)
             folders.write_identity(workdir, session["run"], data.dataset.identity)

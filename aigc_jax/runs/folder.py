@@ -156,6 +156,14 @@ def add_session(
     files.write_json(workdir / "origin.json", origin)
 
 
+def keep_metrics(workdir: pathlib.Path) -> None:
+    """Copies `metrics.jsonl`, whose rows beyond the step that a run goes on from will be dropped."""
+    count = len(list(workdir.glob("metrics-superseded-*.jsonl")))
+    path = workdir / "metrics.jsonl"
+    if path.is_file():
+        files.write_text(workdir / f"metrics-superseded-{count}.jsonl", path.read_text())
+
+
 def identity(workdir: pathlib.Path) -> dict[str, Any]:
     """`identity.json` of a run: {"run": a name of its own, "data": what its data were}; else {}."""
     path = workdir / "identity.json"
@@ -164,7 +172,7 @@ def identity(workdir: pathlib.Path) -> dict[str, Any]:
 
 def write_identity(workdir: pathlib.Path, run: str, data: Mapping[str, Any]) -> None:
     """Writes `identity.json`, by which checkpoints and data are known to belong to a run."""
-    files.write_json(workdir / "identity.json", {"run": run, "data": data})
+    files.write_json(workdir / "identity.json", {"run": run, "data": dict(data)})
 
 
 def changes(workdir: pathlib.Path, config: Mapping[str, Any]) -> list[str]:
@@ -185,6 +193,6 @@ def mismatch(workdir: pathlib.Path, changed: Sequence[str]) -> RunMismatch:
     return RunMismatch(
         f"{workdir} holds a run with another config or other data:\n  "
         + "\n  ".join(changed)
-        + "\nGive the same to resume it, another --workdir to start anew, or --from-step=N to go on "
-        "from the checkpoint of step N with these"
+        + "\nGive the same to resume it, another --workdir to start anew, or --from-step=N to go "
+        "on from the checkpoint of step N with these"
     )

@@ -21,6 +21,7 @@ from aigc_jax.errors import RunError
 NAME = ".lock"
 BEAT = 10.0  # seconds between signs of life
 PATIENCE = 60.0  # seconds without one after which an owner on another machine is taken for dead
+STARTED = time.strftime("%Y-%m-%d %H:%M:%S")
 
 
 class LockError(RunError):
@@ -41,6 +42,7 @@ def owned(workdir: pathlib.Path) -> Iterator[None]:
             before = _read(file)
             if before:
                 _take_over(workdir, file, before)
+            _write(file, 0)
             done = threading.Event()
             beating = threading.Thread(target=_beat, args=(file, done), daemon=True)
             beating.start()
@@ -100,21 +102,19 @@ def _take_over(workdir: pathlib.Path, file: TextIO, owner: dict[str, Any]) -> No
 
 
 def _beat(file: TextIO, done: threading.Event) -> None:
-    """Writes who owns the folder, again and again."""
-    owner = {
-        "host": socket.gethostname(),
-        "process": os.getpid(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }
+    """Writes who owns the folder again and again, until it is done."""
     beats = 0
-    while True:
-        with contextlib.suppress(OSError):  # a full disk is told by whoever writes results
-            file.truncate(0)
-            file.write(json.dumps({**owner, "beats": beats}))
-            file.flush()
+    while not done.wait(BEAT):
         beats += 1
-        if done.wait(BEAT):
-            return
+        with contextlib.suppress(OSError):  # a full disk is told by whoever writes results
+            _write(file, beats)
+
+
+def _write(file: TextIO, beats: int) -> None:
+    owner = {"host": socket.gethostname(), "process": os.getpid(), "since": STARTED, "beats": beats}
+    file.truncate(0)
+    file.write(json.dumps(owner))
+    file.flush()
 
 
 def _read(file: TextIO) -> dict[str, Any]:

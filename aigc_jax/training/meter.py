@@ -122,18 +122,25 @@ class Meter:
 
     def _diverged(self, what: str) -> DivergedError:
         self._checkpoints.wait()
-        good = [s for s in self._checkpoints.steps() if s < self.unsound_since]
-        advice = "a lower optimizer.learning_rate, optimizer.clip, networks of dtype float32"
+        steps = self._checkpoints.steps()
+        good = [s for s in steps if s < self.unsound_since]
+        doubtful = [s for s in steps if s == self.unsound_since]
         if good:
+            found = f"The last good checkpoint is that of step {good[-1]}"
+        elif doubtful:
+            found = f"No checkpoint is known to be good: the first loss after step {doubtful[-1]},"
+            found += " the oldest that is kept, was not sound"
+        else:
+            found = "No checkpoint from before that is kept"
+        remedy = "with another setting, such as a lower optimizer.learning_rate, optimizer.clip, or "
+        remedy += "networks of dtype float32"
+        if good or doubtful:
+            from_step = f"--from-step={(good or doubtful)[-1]}"
             return DivergedError(
-                f"{what}. The last good checkpoint is that of step {good[-1]} in "
-                f"{self._checkpoints.folder}: the same command with --from-step={good[-1]} and "
-                f"another setting goes on from it ({advice})"
+                f"{what}. {found} in {self._checkpoints.folder}: the same command with {from_step} "
+                f"goes on from it {remedy}"
             )
-        return DivergedError(
-            f"{what}. No checkpoint from before that is kept: start anew in another --workdir with "
-            f"another setting ({advice})"
-        )
+        return DivergedError(f"{what}. {found}: start anew in another --workdir {remedy}")
 
     def flush(self, step: int) -> None:
         """Writes the row of the steps since the last one."""

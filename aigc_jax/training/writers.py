@@ -1,5 +1,6 @@
 """What a run reports: a progress bar, metrics as JSON lines and in TensorBoard."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -64,7 +65,7 @@ class Writer:
         """A line for the reader, above the bar."""
         if self._on:
             with tqdm.external_write_mode():
-                print(message, flush=True)
+                _print(message)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """One row of metrics at `step`."""
@@ -74,13 +75,14 @@ class Writer:
         row = {k: v if math.isfinite(v) else None for k, v in values.items()}
         self._jsonl.write(json.dumps({"step": step} | row) + "\n")
         self._jsonl.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        for name, value in row.items():
+            if value is not None:  # TensorBoard warns of what is not finite, each time
+                self._board.add_scalar(name, value, step)
         text = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k != "time/data_wait")
         if self._bar.disable:
             left = (self._total - step) * (time.monotonic() - self._started)
             left = left / max(step - self._first, 1)
-            print(f"step {step}/{self._total}  {text}  left {_duration(left)}", flush=True)
+            _print(f"step {step}/{self._total}  {text}  left {_duration(left)}")
         else:
             shown = [k for k in values if k.endswith("/loss")] or list(values)[:1]
             note = "  ".join(f"{k} {values[k]:.4g}" for k in shown)
@@ -98,6 +100,12 @@ class Writer:
             self._bar.close()
             self._board.close()
             self._jsonl.close()
+
+
+def _print(text: str) -> None:
+    """Prints; a terminal that was closed, or a full disk below a log, does not end a run."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
 
 
 def _step(line: str) -> float:

@@ -14,8 +14,8 @@ from PIL import Image
 from aigc_jax import streams
 from aigc_jax.family import Variables
 from aigc_jax.runs.observer import Observer
-from aigc_jax.training.checkpoint import Checkpoints
-from aigc_jax.training.meter import NonFiniteError
+from aigc_jax.training.checkpoint import Checkpoints, complete_steps
+from aigc_jax.training.meter import DivergedError
 
 BARE = {"log.eval_every": 0, "log.sample_every": 0, "checkpoint.best": ""}
 
@@ -166,15 +166,15 @@ def test_single_bad_batches_are_skipped_and_training_recovers(tmp_path):
 
 def test_too_many_bad_batches_in_a_row_stop_the_run_and_name_the_last_good_checkpoint(tmp_path):
     often = {"checkpoint.every": 2}
-    poisoned(tmp_path, slice(0, 0), **often, **{"train.steps": 2})
-    with pytest.raises(NonFiniteError) as error:
+    poisoned(tmp_path, slice(0, 0), **often, **{"train.steps": 4})
+    with pytest.raises(DivergedError) as error:
         poisoned(tmp_path, slice(None), **often)
     message = str(error.value)
-    assert "3 steps in a row up to step 5" in message
-    assert f"last good checkpoint is step 4 in {tmp_path / 'checkpoints'}" in message
-    before, last = toys.saved(tmp_path, 2), toys.saved(tmp_path, 4)
-    assert toys.same((before.params, before.opt), (last.params, last.opt))
-    with pytest.raises(NonFiniteError, match="no checkpoint was saved before"):
+    assert "3 steps in a row up to step 7" in message
+    assert f"last good checkpoint is that of step 2 in {tmp_path / 'checkpoints'}" in message
+    assert "--from-step=2" in message
+    assert complete_steps(tmp_path / "checkpoints") == [2, 4]  # none since it is not sound
+    with pytest.raises(DivergedError, match="No checkpoint from before that is kept"):
         poisoned(tmp_path / "new", slice(None), **{"checkpoint.every": 0})
 
 

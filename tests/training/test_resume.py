@@ -150,8 +150,8 @@ def test_sigterm_saves_and_leaves_in_peace_and_the_same_command_resumes(tmp_path
             run.send_signal(signal.SIGTERM)
             break
     said, _ = run.communicate(timeout=60)
-    assert run.returncode == 0, said
-    stopped = int(re.search(r"stopped by a signal at step (\d+), saved; the same", said)[1])
+    assert run.returncode == 75, said
+    stopped = int(re.search(r"stopped at step (\d+); the same command", said)[1])
     assert "Traceback" not in said
     run = launch(tmp_path, f"--config.train.steps={stopped + 2}")
     said, _ = run.communicate(timeout=60)
