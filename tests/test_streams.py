@@ -4,6 +4,7 @@ import itertools
 
 import jax
 import numpy as np
+import pytest
 
 from aigc_jax import streams
 
@@ -74,3 +75,22 @@ def test_the_same_seed_gives_the_same_keys_and_a_traced_step_too():
     run_key = streams.init(0)[1]
     traced = jax.jit(streams.step)(run_key, np.int32(7))
     assert bits(traced) == bits(streams.step(run_key, 7))
+
+
+def test_seeds_of_any_size_are_seeds_of_their_own():
+    seeds = [0, 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**33, 2**64, 2**64 + 2**32, 10**30]
+    keys = {tuple(jax.random.key_data(streams.samples(seed)).tolist()) for seed in seeds}
+    assert len(keys) == len(seeds)
+    assert len({streams.order(seed, 0) for seed in seeds}) == len(seeds)
+
+
+def test_a_small_seed_is_jaxs_own():
+    expected = jax.random.fold_in(
+        jax.random.key(7, impl="threefry2x32"), streams.STREAMS["samples"]
+    )
+    assert (jax.random.key_data(streams.samples(7)) == jax.random.key_data(expected)).all()
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ValueError, match="a whole number from 0 on, not -1"):
+        streams.samples(-1)

@@ -157,7 +157,7 @@ def add_session(
 
 
 def keep_metrics(workdir: pathlib.Path) -> None:
-    """Copies `metrics.jsonl`, whose rows beyond the step that a run goes on from will be dropped."""
+    """Copies `metrics.jsonl`: its rows beyond the step that a run goes on from will be dropped."""
     count = len(list(workdir.glob("metrics-superseded-*.jsonl")))
     path = workdir / "metrics.jsonl"
     if path.is_file():

@@ -73,8 +73,12 @@ class Writer:
             return
         values = {name: float(value) for name, value in values.items()}
         row = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._jsonl.write(json.dumps({"step": step} | row) + "\n")
-        self._jsonl.flush()
+        try:
+            self._jsonl.write(json.dumps({"step": step} | row) + "\n")
+            self._jsonl.flush()
+        except OSError as error:
+            error.filename = self._jsonl.name  # which a full disk's own error leaves out
+            raise
         for name, value in row.items():
             if value is not None:  # TensorBoard warns of what is not finite, each time
                 self._board.add_scalar(name, value, step)
@@ -98,8 +102,9 @@ class Writer:
         """Flushes and closes everything."""
         if self._on:
             self._bar.close()
-            self._board.close()
-            self._jsonl.close()
+            with contextlib.suppress(OSError):  # a full disk is told where a row is written
+                self._board.close()
+                self._jsonl.close()
 
 
 def _print(text: str) -> None:

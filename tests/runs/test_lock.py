@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -31,10 +30,9 @@ def owner_elsewhere(workdir):
 
 
 def test_a_folder_that_is_owned_is_refused_and_free_again_after(tmp_path):
-    with lock.owned(tmp_path):
-        with pytest.raises(lock.LockError, match=rf"process {os.getpid()} on .* end that one"):
-            with lock.owned(tmp_path):
-                pass
+    told = rf"process {os.getpid()} on .* end that one"
+    with lock.owned(tmp_path), pytest.raises(lock.LockError, match=told), lock.owned(tmp_path):
+        pass
     assert not list(tmp_path.iterdir())
     with lock.owned(tmp_path):
         pass
@@ -51,9 +49,8 @@ def test_a_folder_that_was_made_and_holds_nothing_is_removed_again(tmp_path):
 
 def test_an_owner_that_was_killed_is_said_and_taken_over(tmp_path, capsys):
     process = owner_elsewhere(tmp_path)
-    with pytest.raises(lock.LockError, match=f"process {process.pid} on"):
-        with lock.owned(tmp_path):
-            pass
+    with pytest.raises(lock.LockError, match=f"process {process.pid} on"), lock.owned(tmp_path):
+        pass
     process.send_signal(signal.SIGKILL)
     process.wait()
     with lock.owned(tmp_path):
@@ -73,9 +70,9 @@ def test_an_owner_on_another_host_is_taken_over_without_a_sign_of_life(
     if alive:
         beat = threading.Timer(0.3, path.write_text, [json.dumps(OTHER | {"beats": 4})])
         beat.start()
-        with pytest.raises(lock.LockError, match="process 7 on elsewhere"):
-            with lock.owned(tmp_path):
-                pass
+        told = "process 7 on elsewhere"
+        with pytest.raises(lock.LockError, match=told), lock.owned(tmp_path):
+            pass
         return
     with lock.owned(tmp_path):
         said = capsys.readouterr().out

@@ -12,7 +12,15 @@ import pytest
 import toys
 
 from aigc_jax.training import sharding
-from aigc_jax.training.checkpoint import CheckpointError, Checkpoints, digest, digests
+from aigc_jax.training.checkpoint import (
+    DAMAGED,
+    CheckpointError,
+    Checkpoints,
+    ForeignError,
+    complete_steps,
+    digest,
+    digests,
+)
 
 
 @pytest.fixture
@@ -256,3 +264,29 @@ def test_the_digest_is_the_same_however_the_state_lies_and_covers_every_leaf(
     assert len(plain) == len(jax.tree.leaves(state))
     other = digests(state.replace(key=jax.random.key(9)))
     assert {name for name, value in plain.items() if other[name] != value} == {"key"}
+
+
+def test_a_checkpoint_of_another_run_or_step_is_refused_not_taken_for_damaged(run, tmp_path):
+    other = tmp_path / "other"
+    toys.train(other, changes={"train.steps": 2, "checkpoint.best": ""})
+    ours = run / "checkpoints"
+    shutil.copytree(other / "checkpoints" / "00000002", ours / "00000008")
+    with pytest.raises(ForeignError, match=r"00000008 was saved at step 2: move it out of there"):
+        toys.train(run, changes={"train.steps": 10})
+    (ours / "00000008").rename(ours / "00000002")
+    shutil.rmtree(ours / "00000004")
+    shutil.rmtree(ours / "00000006")
+    with pytest.raises(ForeignError, match=r"00000002 belongs to another run: move it out"):
+        toys.train(run)
+    assert complete_steps(ours) == [2]
+
+
+def test_of_what_is_set_aside_the_newest_are_kept(tmp_path, opened, capsys):
+    for number in range(DAMAGED + 2):
+        (tmp_path / f"0000000{number}.orbax-checkpoint-tmp").mkdir()
+        Checkpoints(tmp_path, clean=True).close()
+    aside = tmp_path.with_name(tmp_path.name + "-damaged")
+    kept = sorted(path.name for path in aside.iterdir())
+    assert kept == [f"0000000{i}.orbax-checkpoint-tmp-{i}" for i in range(2, DAMAGED + 2)]
+    said = capsys.readouterr().out
+    assert "00000000.orbax-checkpoint-tmp-0 was removed: the newest 3 are kept" in said

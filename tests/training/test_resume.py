@@ -1,5 +1,6 @@
 """Killed and resumed = uninterrupted, bit for bit; what may change when a run goes on."""
 
+import math
 import re
 import shutil
 import signal
@@ -143,11 +144,12 @@ def launch(workdir, *settings):
     )
 
 
-def test_sigterm_saves_and_leaves_in_peace_and_the_same_command_resumes(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_in_peace_and_the_same_command_resumes(tmp_path, number):
     run = launch(tmp_path, "--config.train.steps=1000000")
     for line in run.stdout:
         if line.startswith("step 4/"):
-            run.send_signal(signal.SIGTERM)
+            run.send_signal(number)
             break
     said, _ = run.communicate(timeout=60)
     assert run.returncode == 75, said
@@ -161,3 +163,25 @@ def test_sigterm_saves_and_leaves_in_peace_and_the_same_command_resumes(tmp_path
     steps = [row["step"] for row in toys.rows(tmp_path)]
     assert steps == sorted(set(steps))
     assert steps[-1] == stopped + 2
+
+
+def test_a_run_goes_on_with_the_data_that_it_began_with(tmp_path):
+    def data(size):
+        identity = {"size": size, "digest": f"of {size}"}
+        return toys.dataset()._replace(
+            identity={"name": "toy", "classes": 0, "names": (), "splits": {"train": identity}}
+        )
+
+    short = {"train.steps": 2, "log.eval_every": 0, "log.sample_every": 0, "checkpoint.best": ""}
+    toys.train(tmp_path, changes=short, data=data(64))
+    toys.train(tmp_path, changes=short | {"train.steps": 3}, data=data(64))
+    more = short | {"train.steps": 4}
+    with pytest.raises(RunMismatch, match=r"\n  train: 65 examples here, 64 in the run\n"):
+        toys.train(tmp_path, changes=more, data=data(65))
+    toys.train(tmp_path, changes=more, data=data(65), from_step=3)
+    toys.train(tmp_path, changes=short | {"train.steps": 5}, data=data(65))
+
+
+def test_a_value_that_is_no_number_equals_itself():
+    assert differences({"a": math.nan}, {"a": math.nan}) == []
+    assert differences({"a": math.nan}, {"a": 1.0}) == ["a: nan -> 1.0"]
