@@ -98,7 +98,7 @@ def allowed_of_ours(path: str) -> tuple[str, ...] | None:
     inner = path.removeprefix(f"{OURS}/")
     stricter = (allowed for name, allowed in STRICTER.items() if fnmatch.fnmatch(inner, name))
     allowed = next(stricter, MAY_IMPORT.get(inner.split("/")[0], ()))
-    return tuple(f"{OURS}.{name}".rstrip(".") for name in allowed)
+    return tuple(f"{OURS}.{name}".rstrip(".") for name in (*allowed, "errors"))
 
 
 def functions(source: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -104,16 +104,7 @@ def train(
     run_step, known = _compiled(recipe, mesh, target, mode)
     if restored:
         check_constants(checkpoints.about(start).get("constants", {}), known)
-    batches = loader.batches(
-        source,
-        batch_size=batch_size,
-        seed=seed,
-        start=start,
-        batches_per_step=recipe.family.batches_per_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    with contextlib.closing(batches):
+    with _batches(source, mesh, recipe.family.batches_per_step, batch_size, seed, start) as batches:
         given = initial() if initial and not restored else ({}, {})
         writer, hooks = begin(start, parameters)
         if restored:
@@ -128,8 +119,7 @@ def train(
                 beside = {**about, "constants": known}
                 checkpoints.save(step, state, beside, prepared=hooks.prepare(state, step))
 
-        loads = (sharding.put(mesh, batch, axis=1) for batch in batches)
-        state, step = _steps(run_step, state, start, loads, schedule, meter, writer, hooks, save)
+        state, step = _steps(run_step, state, start, batches, schedule, meter, writer, hooks, save)
         checkpoints.wait()
     if step == schedule.steps:
         meter.finish(step)
@@ -138,6 +128,24 @@ def train(
         latest = checkpoints.latest()
         writer.say(f"stopped at step {step}; the same command goes on from step {latest}")
     return state
+
+
+@contextlib.contextmanager
+def _batches(
+    source: Source, mesh: Any, batches_per_step: int, batch_size: int, seed: int, start: int
+) -> Iterator[Iterator[Any]]:
+    """What each step from `start` on is given, on the devices."""
+    batches = loader.batches(
+        source,
+        batch_size=batch_size,
+        seed=seed,
+        start=start,
+        batches_per_step=batches_per_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    with contextlib.closing(batches):
+        yield (sharding.put(mesh, batch, axis=1) for batch in batches)
 
 
 def _compiled(
