@@ -292,10 +292,15 @@ def run(argv: list[str]) -> None:
         raise SystemExit(code)
 
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(HERE))  # configs import each other
+def program() -> None:
+    """The command line from beginning to end, and the process with it where it fails."""
     try:
         app.run(run, flags_parser=parse)
     except SystemExit as ended:
         if ended.code:
             boundary.end(ended.code)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(HERE))  # configs import each other
+    program()

@@ -1,0 +1,121 @@
+"""launch.py many times over: each run a fork of a process that has imported everything already.
+
+Importing takes seconds, so that hundreds of runs would take hours. No backend of JAX is started
+before a fork.
+"""
+
+import importlib
+import os
+import pathlib
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Small programs that compile at once and are found again by the next process.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax-stress"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+
+
+class Outcome(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+      code: its exit code; -N of one that signal N ended; None of one that did not end in time.
+      seconds: until then.
+      out, err: what it wrote.
+    """
+
+    code: int | None
+    seconds: float
+    out: str
+    err: str
+
+
+def prepare() -> None:
+    """Imports all that runs need; called once, before the first of them."""
+    os.chdir(ROOT)
+    os.environ.update(ENVIRONMENT)
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    sys.path.insert(0, str(ROOT))
+    launch = importlib.import_module("launch")
+    for module in launch.COMMANDS.values():
+        importlib.import_module(module)
+
+
+def run(
+    *arguments: object,
+    timeout: float = 60.0,
+    kill_after: float | None = None,
+    devices: int = 1,
+    before: Callable[[], None] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Outcome:
+    """launch.py with arguments, in a fork of this process.
+
+    Args:
+      timeout: seconds after which it counts as one that hangs.
+      kill_after: seconds after which it is killed, if it still runs.
+      devices: of its CPU.
+      before: called in the fork first.
+      environment: of the fork, beside its own.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        began = time.monotonic()
+        process = os.fork()
+        if process == 0:
+            _child([str(argument) for argument in arguments], out, err, devices, before, environment)
+        code = _wait(process, began, timeout, kill_after)
+        seconds = time.monotonic() - began
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+    return Outcome(code, seconds, *texts)
+
+
+def _wait(process: int, began: float, timeout: float, kill_after: float | None) -> int | None:
+    while True:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        passed = time.monotonic() - began
+        if passed > timeout or (kill_after is not None and passed > kill_after):
+            os.kill(process, signal.SIGKILL)
+            _, status = os.waitpid(process, 0)
+            return None if passed > timeout else os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+
+
+def _child(arguments, out, err, devices, before, environment) -> None:
+    """What the fork does, to its end."""
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        os.environ.update(environment or {})
+        os.environ["JAX_NUM_CPU_DEVICES"] = str(devices)
+        flag = f"--xla_force_host_platform_device_count={devices}"
+        os.environ["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {flag}"
+        sys.argv = ["launch.py", *arguments]
+        if before:
+            before()
+        import launch
+
+        launch.program()
+        sys.stdout.flush()
+        os._exit(0)
+    except BaseException as error:  # as Python itself ends
+        import traceback
+
+        traceback.print_exception(error)
+        sys.stderr.flush()
+        os._exit(1)
