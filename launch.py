@@ -55,6 +55,9 @@ OWN = {
     holder.name: holder
     for holder in (
         flags.DEFINE_integer("step", None, "Checkpoint to take; default: the newest."),
+        flags.DEFINE_bool(
+            "best", False, "The checkpoint kept in best/ by checkpoint.best instead of the newest."
+        ),
         flags.DEFINE_bool("raw", False, "The parameters themselves instead of their EMA."),
         flags.DEFINE_enum(
             "dtype", None, ["bfloat16", "float16", "float32"], "Precision to keep the weights in."

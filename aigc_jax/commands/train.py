@@ -53,8 +53,10 @@ def run(
       NonFiniteError, CheckpointError: see `training.loop.train`.
     """
     workdir, setting = pathlib.Path(workdir), config["evaluation"]
+    folders.refuse_best(workdir)
     planned = plan(config["evaluations"], setting)
     data = common.open_data(config, splits(planned))
+    config = models.with_network(config, workdir, data.spec.shape)
     family = build.build(config, data.spec)
     check_draws(family, [evaluation.name for evaluation in planned if evaluation.draws])
     extractors = FeatureExtractors(sharding.make_mesh())
@@ -67,7 +69,7 @@ def run(
             rebuild=common.rebuilder(config, data.spec),
             extractors=extractors,
         )
-    initial = partial(models.initial, config["init_from"], config, family)
+    initial = partial(models.initial, config["init_from"], config, family, data.spec)
     state = fit(
         config,
         workdir,
@@ -111,6 +113,7 @@ def fit(
     extractors = extractors or FeatureExtractors(mesh)
     if any(complete_steps(workdir / name) for name in ("checkpoints", "best")):
         folders.check_same(workdir, config)
+        folders.check_same_spec(workdir, data.spec)
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(workdir / "checkpoints", keep["keep"], clean=True)
         stack.callback(checkpoints.close)
@@ -157,15 +160,15 @@ def beginning(
     planned: Sequence[Evaluation],
     extractors: FeatureExtractors,
     origin: Mapping[str, Any] | None,
-) -> Callable[[int, int], tuple[Writer, loop.Hooks]]:
+) -> Callable[[int, int, Mapping[str, Any]], tuple[Writer, loop.Hooks]]:
     """What `loop.train` calls when nothing can be wrong with the config any more.
 
-    (step to start from, number of parameters) -> (writer, hooks): writes config.json, spec.json and
-    origin.json, and opens what reports on the run; `stack` closes these.
+    (step to start from, number of parameters, JSON beside checkpoints) -> (writer, hooks): writes
+    config.json, spec.json and origin.json, and opens what reports on the run; `stack` closes these.
     """
     settings, keep, mesh = config["train"], config["checkpoint"], sharding.make_mesh()
 
-    def begin(start: int, parameters: int) -> tuple[Writer, loop.Hooks]:
+    def begin(start: int, parameters: int, beside: Mapping[str, Any]) -> tuple[Writer, loop.Hooks]:
         # Opens the feature networks: one that is missing is an error before anything is written.
         evaluator = evaluate.Evaluator(
             planned,
@@ -197,7 +200,7 @@ def beginning(
             samples=config["log"]["samples"],
             best=keep["best"],
             best_mode=keep["best_mode"],
-            about=about_checkpoint(config, family),
+            about=beside,
         )
         stack.callback(observer.close)
         return writer, observer.hooks

@@ -66,7 +66,7 @@ def train(
     max_skipped: int,
     checkpoints: Checkpoints,
     about: Mapping[str, Any],
-    begin: Callable[[int, int], tuple[Writer, Hooks]],
+    begin: Callable[[int, int, Mapping[str, Any]], tuple[Writer, Hooks]],
     initial: Callable[[], Initial] | None = None,
 ) -> TrainState:
     """Trains until `schedule.steps`, resuming by itself from `checkpoints`.
@@ -77,8 +77,9 @@ def train(
       batch_size: global; seed: of all randomness; mode: see `sharding.state_sharding`.
       max_skipped: steps in a row with gradients that are not finite before the run stops.
       checkpoints: where the run lies, closed by the caller; about: JSON beside each.
-      begin: (step to start from, number of parameters) -> (writer, hooks). Called once, when
-        nothing can be wrong with the settings: it writes config.json, spec.json and origin.json.
+      begin: (step to start from, number of parameters, the JSON that lies beside checkpoints) ->
+        (writer, hooks). Called once, when nothing can be wrong with the settings: it writes
+        config.json, spec.json and origin.json.
       initial: () -> ({player: parameters} to start from instead of random ones, {name: what of
         `extra` goes with them}), called by a new run only: one that resumes needs it no more.
 
@@ -114,7 +115,8 @@ def train(
     )
     with contextlib.closing(batches):
         given = initial() if initial and not restored else ({}, {})
-        writer, hooks = begin(start, parameters)
+        beside = {**about, "constants": known}
+        writer, hooks = begin(start, parameters, beside)
         if restored:
             state = restored[0]
             checkpoints.set_aside_after(start)
@@ -123,7 +125,6 @@ def train(
         meter = Meter(writer, batch_size, max_skipped, checkpoints)
 
         def save(state: TrainState, step: int) -> None:
-            beside = {**about, "constants": known}
             checkpoints.save(step, state, beside, prepared=hooks.prepare(state, step))
 
         loads = (sharding.put(mesh, batch, axis=1) for batch in batches)
