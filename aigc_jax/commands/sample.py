@@ -96,13 +96,11 @@ def run(
     save: str = "",
     output: str | pathlib.Path | None = None,
 ) -> pathlib.Path:
-    """Draws samples from a trained model and writes a picture; sample i depends on (seed, i) only.
-
-    Images become a grid, points in the plane a scatter plot over real ones.
+    """Draws samples; writes a grid of images, or a plot of points in the plane over real ones.
 
     Args:
       workdir, config, step, best, raw, dtype: see `runs.model.load`.
-      count: how many samples.
+      count: how many samples; sample i depends on (seed, i) only.
       labels: sample i is of class labels[i % len(labels)]; None takes every class in turn.
       settings: replaces values of `config.sampling`, such as sampler, steps, guidance.
       batch_size: samples at a time.

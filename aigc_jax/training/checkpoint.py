@@ -224,6 +224,7 @@ class Checkpoints:
 
     def _first_good(self, read: Callable[[int], Any], step: int | None) -> tuple[Any, int] | None:
         """What `read` makes of the newest checkpoint that it can read, or of that of `step`."""
+        self.wait()
         steps = self.steps()
         if step is not None and step not in steps:
             have = ", ".join(map(str, steps)) or "none"

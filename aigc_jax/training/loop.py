@@ -77,9 +77,8 @@ def train(
       batch_size: global; seed: of all randomness; mode: see `sharding.state_sharding`.
       max_skipped: steps in a row with gradients that are not finite before the run stops.
       checkpoints: where the run lies, closed by the caller; about: JSON beside each.
-      begin: (step to start from, number of parameters, the JSON that lies beside checkpoints) ->
-        (writer, hooks). Called once, when nothing can be wrong with the settings: it writes
-        config.json, spec.json and origin.json.
+      begin: (step to start from, number of parameters, JSON beside checkpoints) -> (writer, hooks).
+        Called once all settings are found to work: writes config.json, spec.json, origin.json.
       initial: () -> ({player: parameters} to start from instead of random ones, {name: what of
         `extra` goes with them}), called by a new run only: one that resumes needs it no more.
 

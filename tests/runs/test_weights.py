@@ -191,6 +191,19 @@ def test_training_starts_from_weights_from_elsewhere(source, request, tmp_path, 
     jax.tree.map(np.testing.assert_array_equal, given[0](), (dict(expected), {}))
 
 
+def test_training_starts_from_the_best_of_a_run(run, tmp_path):
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    (folder / "checkpoints").rename(folder / "best")
+    config = smoke(init_from=str(folder / "best"))
+    params, _ = models.initial(config.init_from, config, build.build(config, SPEC), SPEC)
+    assert toys.same(params, run[1].ema)
+    assert models.load(tmp_path / "none", config).spec == SPEC
+    with pytest.raises(
+        ValueError, match=r"best holds the best checkpoint of a run: say --workdir="
+    ):
+        train.run(smoke(), folder / "best")
+
+
 @pytest.mark.parametrize(
     ("experiments", "names"),
     [(gan_mnist, {"generator"}), (vqvae_cifar, {"codebook", "counts", "sums"})],
