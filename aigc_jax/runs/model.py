@@ -189,22 +189,31 @@ def cast(tree: Any, dtype: Any) -> Any:
 def with_network(
     config: Mapping[str, Any], workdir: pathlib.Path, shape: tuple[int, ...] | None = None
 ) -> Mapping[str, Any]:
-    """The config with the network of the diffusers folder that `config.init_from` names.
+    """The config with what it cannot say itself of the UNet whose weights `config.init_from` names.
 
-    The weights in there fit no other. What differs from `config.network` is said; a run that began
-    with such a folder has its network written down, and needs the folder no more.
+    Of a diffusers folder that is its whole network, and what differs from `config.network` is said;
+    a run that began with such a folder has the network written down, and needs the folder no more.
+    Of a run it is what that one has of such a folder.
 
     Args:
       workdir: of the run.
       shape: of the images; None for those that the folder's network was trained on.
 
     Raises:
-      FileNotFoundError, ValueError: no such folder, or a network that ours is not.
+      FileNotFoundError, ValueError: no such folder, or a network that ours is not; a run with
+        other heads, which the shapes of its weights do not show.
     """
     source = config["init_from"]
-    if not source or config["family"] != "diffusion" or folders.run_of(source):
+    if not source or config["family"] != "diffusion":
         return config
     config = folders.as_dict(config)
+    if run := folders.run_of(source):
+        theirs = folders.read(run[0], "config.json")
+        theirs = theirs["network"] if theirs["family"] == "diffusion" else {}
+        heads = theirs.get("heads", config["network"]["heads"])
+        if heads != config["network"]["heads"]:
+            raise ValueError(f"{source} has other heads: give --config.network.heads={heads}")
+        return config | {"network": theirs | config["network"]}
     recorded = folders.read(workdir, "config.json") if folders.is_run(workdir) else {}
     if recorded.get("init_from") == source:
         kept = {key: config["network"][key] for key in weights.OF_TRAINING}

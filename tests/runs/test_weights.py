@@ -264,6 +264,15 @@ def test_the_network_of_diffusers_own_example_is_sampled_by_any_config(tmp_path,
     assert {key: model.config["network"][key] for key in found} == found
     assert "network.norm_eps: 1e-06 here, 1e-05 there" in capsys.readouterr().out
     assert model.config["network"]["attention"] == [4]
+    # A run that began with it passes on what no config can say.
+    own, run = smoke(**{"network.attention": (4,), "network.heads": 2}), tmp_path / "run"
+    files.write_json(run / "config.json", folders.as_dict(model.config))
+    folders.write_spec(run, model.spec)
+    own.init_from = str(run)
+    assert models.with_network(own, tmp_path / "none")["network"] == model.config["network"]
+    own.network.heads = 1
+    with pytest.raises(ValueError, match=r"run has other heads: give --config.network.heads=2"):
+        models.with_network(own, tmp_path / "none")
     larger = models.with_network(config, tmp_path / "none", (16, 16, 3))
     assert larger["network"]["attention"] == [8]
     images = SPEC._replace(fields={"x": Field("image", (16, 16, 3))})
