@@ -185,6 +185,14 @@ def test_the_best_checkpoint_is_taken_by_name_or_by_its_step(tmp_path):
         models.load(tmp_path, best=True, family=family)
 
 
+def test_a_run_does_not_go_on_with_a_class_more(whole_runs):
+    workdir, data = whole_runs["one"][0], toys.dataset()
+    label = data.spec.conditions["label"]._replace(classes=3)
+    more = data._replace(spec=data.spec._replace(conditions={"label": label}))
+    with pytest.raises(folders.RunMismatch, match=r"3 classes here, 2 in the run"):
+        toys.train(workdir, changes={"train.steps": 9}, data=more)
+
+
 def test_data_of_other_classes_or_shapes_are_told_in_words(tmp_path):
     spec = toys.dataset().spec
     folders.write_spec(tmp_path, spec)
