@@ -63,6 +63,9 @@ OWN = {
             "Go on from the checkpoint of that step, also with another config or other data.",
             lower_bound=0,
         ),
+        flags.DEFINE_bool(
+            "best", False, "The checkpoint kept in best/ by checkpoint.best instead of the newest."
+        ),
         flags.DEFINE_bool("raw", False, "The parameters themselves instead of their EMA."),
         flags.DEFINE_enum(
             "dtype", None, ["bfloat16", "float16", "float32"], "Precision to keep the weights in."

@@ -72,7 +72,9 @@ def run(
         began = time.monotonic()
         process = os.fork()
         if process == 0:
-            _child([str(argument) for argument in arguments], out, err, devices, before, environment)
+            _child(
+                [str(argument) for argument in arguments], out, err, devices, before, environment
+            )
         code = _wait(process, began, timeout, kill_after)
         seconds = time.monotonic() - began
         texts = []

@@ -55,9 +55,7 @@ def made(workdir: pathlib.Path) -> dict[str, object]:
     """All that a run's result is, without times."""
     found: dict[str, object] = {}
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    found["metrics"] = [
-        {k: v for k, v in row.items() if not k.startswith("time/")} for row in rows
-    ]
+    found["metrics"] = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
     for path in sorted(workdir.rglob("*")):
         name = str(path.relative_to(workdir))
         if path.suffix == ".png":
@@ -69,7 +67,9 @@ def made(workdir: pathlib.Path) -> dict[str, object]:
     return found
 
 
-def stress(family: str, devices: int, kills: int, rng: random.Random, root: pathlib.Path) -> Counter:
+def stress(
+    family: str, devices: int, kills: int, rng: random.Random, root: pathlib.Path
+) -> Counter:
     """Kills a family's runs so many times; counts what went wrong."""
     counts: Counter = Counter()
     whole = root / f"{family}-{devices}"

@@ -15,6 +15,7 @@ FLAGS: tuple[str, ...] = (
     "output",
     "batch",
     "step",
+    "best",
     "raw",
     "distributed",
     "coordinator",
@@ -35,6 +36,7 @@ def main(flags: argparse.Namespace) -> None:
         output=flags.output,
         batch_size=flags.batch,
         step=flags.step,
+        best=flags.best,
         raw=flags.raw,
     )
 
@@ -47,12 +49,13 @@ def run(
     output: str | pathlib.Path | None = None,
     batch_size: int = 64,
     step: int | None = None,
+    best: bool = False,
     raw: bool = False,
 ) -> pathlib.Path:
     """Decodes the code of every image of a folder or .zip.
 
     Args:
-      workdir, config, step, raw: see `runs.model.load`.
+      workdir, config, step, best, raw: see `runs.model.load`.
       input: the folder or .zip.
       output: folder to write to; None takes denoised/ in the workdir.
       batch_size: images at a time.
@@ -64,9 +67,9 @@ def run(
       FileNotFoundError, ValueError: no such run, a model without an encoder, or images that
         `runs.apply.denoise_folder` refuses.
     """
-    model = models.load(workdir, config, step=step, raw=raw)
+    model = models.load(workdir, config, step=step, best=best, raw=raw)
     output = output or pathlib.Path(workdir) / "denoised"
     path = apply.denoise_folder(model, input, output, batch_size=batch_size)
     if jax.process_index() == 0:
-        print(f"denoised by step {model.step}: {path}", flush=True)
+        print(f"denoised by {model.named}: {path}", flush=True)
     return path

@@ -16,6 +16,7 @@ from aigc_jax.runs import model as models
 FLAGS: tuple[str, ...] = (
     "output",
     "step",
+    "best",
     "raw",
     "distributed",
     "coordinator",
@@ -27,7 +28,14 @@ FLAGS: tuple[str, ...] = (
 
 def main(flags: argparse.Namespace) -> None:
     """Runs the command as its flags say."""
-    run(flags.workdir, flags.config, output=flags.output, step=flags.step, raw=flags.raw)
+    run(
+        flags.workdir,
+        flags.config,
+        output=flags.output,
+        step=flags.step,
+        best=flags.best,
+        raw=flags.raw,
+    )
 
 
 def run(
@@ -36,12 +44,13 @@ def run(
     *,
     output: str | pathlib.Path | None = None,
     step: int | None = None,
+    best: bool = False,
     raw: bool = False,
 ) -> list[pathlib.Path]:
     """Writes the codes of both splits as .npz, as `runs.apply.encode_split` gives them.
 
     Args:
-      workdir, config, step, raw: see `runs.model.load`.
+      workdir, config, step, best, raw: see `runs.model.load`.
       output: folder to write to; None takes codes/ in the workdir.
 
     Returns:
@@ -51,7 +60,7 @@ def run(
       FileNotFoundError, ValueError: no such run, a model without an encoder, or data of another
         shape.
     """
-    model = models.load(workdir, config, step=step, raw=raw)
+    model = models.load(workdir, config, step=step, best=best, raw=raw)
     folder, paths = pathlib.Path(output or pathlib.Path(workdir) / "codes"), []
     data = common.open_data(model.config)
     for split in dict.fromkeys((data.train_split, data.test_split)):

@@ -27,6 +27,7 @@ FLAGS: tuple[str, ...] = (
     "guidance",
     "batch",
     "step",
+    "best",
     "raw",
     "distributed",
     "coordinator",
@@ -47,6 +48,7 @@ def main(flags: argparse.Namespace) -> None:
         settings={"sampler": flags.sampler, "steps": flags.steps, "guidance": flags.guidance},
         batch_size=flags.batch,
         step=flags.step,
+        best=flags.best,
         raw=flags.raw,
     )
 
@@ -61,6 +63,7 @@ def run(
     settings: Mapping[str, Any] | None = None,
     batch_size: int = 64,
     step: int | None = None,
+    best: bool = False,
     raw: bool = False,
     data: RealData | None = None,
     extractors: FeatureExtractors | None = None,
@@ -69,7 +72,7 @@ def run(
     """Runs `config.evaluations` on a trained model; prints a table and writes it as JSON.
 
     Args:
-      workdir, config, step, raw: see `runs.model.load`.
+      workdir, config, step, best, raw: see `runs.model.load`.
       evaluations: names of those to run, or of any metrics; None runs all of the config's.
       count: samples of every evaluation that takes any; None for the config's.
       seed, settings, batch_size: of the samples, as for `sample`.
@@ -86,7 +89,7 @@ def run(
     planned = plan(chosen(config["evaluations"], evaluations), config["evaluation"])
     planned = of_count(planned, count)
     data = data or common.open_data(config, splits(planned))
-    model = models.load(workdir, config, step=step, raw=raw, family=family)
+    model = models.load(workdir, config, step=step, best=best, raw=raw, family=family)
     check_same_data(model, data.spec)
     evaluator = evaluate.Evaluator(
         planned,
@@ -95,7 +98,7 @@ def run(
         mesh,
         seed=config["seed"],
         sampling=config["sampling"],
-        rebuild=common.rebuilder(config, model.spec),
+        rebuild=common.rebuilder(model.config, model.spec),
         extractors=extractors or FeatureExtractors(mesh, batch_size),
         batch_size=batch_size,
     )
@@ -110,7 +113,7 @@ def run(
     path = evaluate.write(workdir, "-".join(words), result, step=model.step, scheduled=False)
     if jax.process_index() == 0:
         about = f", {' and '.join(map(str, counts))} samples" if counts else ""
-        print(f"step {model.step} of {workdir}{about}:", flush=True)
+        print(f"{model.named} of {workdir}{about}:", flush=True)
         print(results.table(result.rows, config["published"]), flush=True)
         print(path, flush=True)
         if is_run:

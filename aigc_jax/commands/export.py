@@ -13,6 +13,7 @@ from aigc_jax.runs import weights
 FLAGS: tuple[str, ...] = (
     "output",
     "step",
+    "best",
     "distributed",
     "coordinator",
     "processes",
@@ -23,7 +24,13 @@ FLAGS: tuple[str, ...] = (
 
 def main(flags: argparse.Namespace) -> None:
     """Runs the command as its flags say."""
-    run(flags.workdir, flags.output or flags.workdir / "diffusers", flags.config, step=flags.step)
+    run(
+        flags.workdir,
+        flags.output or flags.workdir / "diffusers",
+        flags.config,
+        step=flags.step,
+        best=flags.best,
+    )
 
 
 def run(
@@ -32,17 +39,18 @@ def run(
     config: Mapping[str, Any] | None = None,
     *,
     step: int | None = None,
+    best: bool = False,
 ) -> None:
     """Writes a run's model as a folder for diffusers.
 
     Args:
-      workdir, config, step: see `runs.model.load`.
+      workdir, config, step, best: see `runs.model.load`.
       output: the folder to write.
 
     Raises:
       FileNotFoundError, ValueError: no such run, or a model that diffusers has no pipeline for.
     """
-    model = models.load(workdir, config, step=step)
+    model = models.load(workdir, config, step=step, best=best)
     config = model.config
     if config["family"] != "diffusion":
         raise ValueError(f"diffusers has no pipeline for family {config['family']!r}")
@@ -55,4 +63,4 @@ def run(
         sampling=config["sampling"],
     )
     if jax.process_index() == 0:
-        print(f"step {model.step} of {workdir} as a diffusers pipeline: {output}", flush=True)
+        print(f"{model.named} of {workdir} as a diffusers pipeline: {output}", flush=True)

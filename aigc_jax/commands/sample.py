@@ -30,6 +30,7 @@ FLAGS: tuple[str, ...] = (
     "guidance",
     "batch",
     "step",
+    "best",
     "raw",
     "dtype",
     "frames",
@@ -58,6 +59,7 @@ def main(flags: argparse.Namespace) -> None:
         settings={"sampler": flags.sampler, "steps": flags.steps, "guidance": flags.guidance},
         batch_size=flags.batch,
         step=flags.step,
+        best=flags.best,
         raw=flags.raw,
         dtype=flags.dtype,
         frames=flags.frames,
@@ -86,6 +88,7 @@ def run(
     settings: Mapping[str, Any] | None = None,
     batch_size: int = 64,
     step: int | None = None,
+    best: bool = False,
     raw: bool = False,
     dtype: str | None = None,
     frames: int = 0,
@@ -94,13 +97,11 @@ def run(
     save: str = "",
     output: str | pathlib.Path | None = None,
 ) -> pathlib.Path:
-    """Draws samples from a trained model and writes a picture; sample i depends on (seed, i) only.
-
-    Images become a grid, points in the plane a scatter plot over real ones.
+    """Draws samples; writes a grid of images, or a plot of points in the plane over real ones.
 
     Args:
-      workdir, config, step, raw, dtype: see `runs.model.load`.
-      count: how many samples.
+      workdir, config, step, best, raw, dtype: see `runs.model.load`.
+      count: how many samples; sample i depends on (seed, i) only.
       labels: sample i is of class labels[i % len(labels)]; None takes every class in turn.
       settings: replaces values of `config.sampling`, such as sampler, steps, guidance.
       batch_size: samples at a time.
@@ -122,7 +123,9 @@ def run(
     mesh = sharding.make_mesh()
     config, different = common.with_sampling(workdir, config, settings)
     data = common.LazyData(config, mesh)
-    model = models.load(workdir, config, step=step, raw=raw, dtype=dtype, codes=data.codes)
+    model = models.load(
+        workdir, config, step=step, best=best, raw=raw, dtype=dtype, codes=data.codes
+    )
     check_draws(model.family, ["samples"])
     labels = labels_of(model, labels)
     modality = modalities.of(model.spec.kind)
@@ -153,7 +156,7 @@ def run(
             print(path_of, flush=True)
     if frames:
         save_frames(np.concatenate(strips, axis=1), modality, folder / name, gif)
-    print(f"{count} samples of step {model.step}: {path}", flush=True)
+    print(f"{count} samples of {model.named}: {path}", flush=True)
     return path
 
 

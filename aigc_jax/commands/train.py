@@ -14,6 +14,7 @@ from aigc_jax import build, files
 from aigc_jax.commands import common, report
 from aigc_jax.commands import evaluate as evaluate_command
 from aigc_jax.commands.boundary import STOPPED
+from aigc_jax.data.datasets import Dataset
 from aigc_jax.data.identity import differences
 from aigc_jax.family import Family
 from aigc_jax.runs import environment, evaluate, lock
@@ -69,8 +70,10 @@ def run(
       DivergedError, CheckpointError: see `training.loop.train`.
     """
     workdir, setting = pathlib.Path(workdir), config["evaluation"]
+    folders.refuse_best(workdir)
     planned = plan(config["evaluations"], setting)
     data = common.open_data(config, splits(planned))
+    config = models.with_network(config, workdir, data.spec.shape)
     family = build.build(config, data.spec)
     check_draws(family, [evaluation.name for evaluation in planned if evaluation.draws])
     extractors = FeatureExtractors(sharding.make_mesh())
@@ -83,7 +86,7 @@ def run(
             rebuild=common.rebuilder(config, data.spec),
             extractors=extractors,
         )
-    initial = partial(models.initial, config["init_from"], config, family)
+    initial = partial(models.initial, config["init_from"], config, family, data.spec)
     state = fit(
         config,
         workdir,
@@ -130,7 +133,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(lock.owned(workdir))
-        run, changes = continued(workdir, config, data.dataset.identity, from_step)
+        run, changes = continued(workdir, config, data.dataset, from_step)
         checkpoints = Checkpoints(workdir / "checkpoints", keep["keep"], clean=True, run=run)
         stack.callback(checkpoints.close)
         session = {**(origin or {}), "run": run, "from_step": from_step, "changes": changes}
@@ -151,21 +154,22 @@ def fit(
 
 
 def continued(
-    workdir: pathlib.Path, config: Mapping[str, Any], data: Mapping[str, Any], from_step: int | None
+    workdir: pathlib.Path, config: Mapping[str, Any], data: Dataset, from_step: int | None
 ) -> tuple[str, list[str]]:
     """The identity of the run in a folder, or a new one, and what has changed since it began.
 
-    Args:
-      data: what the data are now.
-
     Raises:
-      RunMismatch: something has changed, and `from_step` does not say to go on all the same.
+      RunMismatch: something has changed, and `from_step` does not say to go on all the same; or
+        the data are of another kind.
     """
     found = folders.identity(workdir)
     if not any(complete_steps(workdir / name) for name in ("checkpoints", "best")):
         return uuid.uuid4().hex, []
     changes = folders.changes(workdir, config)
-    changes += differences(found["data"], data) if data and found.get("data") else []
+    if from_step is not None or not changes:
+        folders.check_same_spec(workdir, data.spec)
+    if data.identity and found.get("data"):
+        changes += differences(found["data"], data.identity)
     if changes and from_step is None:
         raise folders.mismatch(workdir, changes)
     return found.get("run") or uuid.uuid4().hex, changes
@@ -199,15 +203,16 @@ def beginning(
     planned: Sequence[Evaluation],
     extractors: FeatureExtractors,
     session: Mapping[str, Any],
-) -> Callable[[int, int], tuple[Writer, loop.Hooks]]:
+) -> Callable[[int, int, Mapping[str, Any]], tuple[Writer, loop.Hooks]]:
     """What `loop.train` calls when nothing can be wrong with the config any more.
 
-    (step to start from, number of parameters) -> (writer, hooks): writes config.json, spec.json,
-    identity.json and origin.json, and opens what reports on the run; `stack` closes these.
+    (step to start from, number of parameters, JSON beside checkpoints) -> (writer, hooks): writes
+    config.json, spec.json, identity.json and origin.json, and opens what reports on the run, which
+    `stack` closes.
     """
     settings, keep, mesh = config["train"], config["checkpoint"], sharding.make_mesh()
 
-    def begin(start: int, parameters: int) -> tuple[Writer, loop.Hooks]:
+    def begin(start: int, parameters: int, beside: Mapping[str, Any]) -> tuple[Writer, loop.Hooks]:
         # Opens the feature networks: one that is missing is an error before anything is written.
         evaluator = evaluate.Evaluator(
             planned,
@@ -241,7 +246,7 @@ def beginning(
             samples=config["log"]["samples"],
             best=keep["best"],
             best_mode=keep["best_mode"],
-            about=about_checkpoint(config, family),
+            about=beside,
             run=session["run"],
             from_step=session["from_step"],
         )

@@ -16,6 +16,7 @@ FLAGS: tuple[str, ...] = (
     "output",
     "batch",
     "step",
+    "best",
     "raw",
     "distributed",
     "coordinator",
@@ -37,6 +38,7 @@ def main(flags: argparse.Namespace) -> None:
         output=flags.output,
         batch_size=flags.batch,
         step=flags.step,
+        best=flags.best,
         raw=flags.raw,
     )
 
@@ -50,12 +52,13 @@ def run(
     output: str | pathlib.Path | None = None,
     batch_size: int = 64,
     step: int | None = None,
+    best: bool = False,
     raw: bool = False,
 ) -> pathlib.Path:
     """Takes every image of a folder or .zip to the other domain.
 
     Args:
-      workdir, config, step, raw: see `runs.model.load`.
+      workdir, config, step, best, raw: see `runs.model.load`.
       input: the folder or .zip.
       direction: "a2b" or "b2a".
       output: folder to write to; None takes translated/DIRECTION in the workdir.
@@ -68,9 +71,9 @@ def run(
       FileNotFoundError, ValueError: no such run, a model of one domain, or images that
         `runs.apply.translate_folder` refuses.
     """
-    model = models.load(workdir, config, step=step, raw=raw)
+    model = models.load(workdir, config, step=step, best=best, raw=raw)
     output = output or pathlib.Path(workdir) / "translated" / direction
     path = apply.translate_folder(model, input, output, direction, batch_size=batch_size)
     if jax.process_index() == 0:
-        print(f"translated {direction} by step {model.step}: {path}", flush=True)
+        print(f"translated {direction} by {model.named}: {path}", flush=True)
     return path

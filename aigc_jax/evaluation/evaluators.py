@@ -6,7 +6,7 @@ need no samples.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,18 @@ from aigc_jax.evaluation.results import Row
 
 CERTAIN = 0.9  # probability from which a classifier counts as sure of a class
 COLLAPSED = 0.5  # of real images' diversity, below which samples are said to have too little
+
+
+class Sizes(NamedTuple):
+    """The fewest examples that an evaluator computes anything of.
+
+    Attributes:
+      judged: samples, or the held-out examples that take their place for the column of real data.
+      reference: of the split that they are compared with.
+    """
+
+    judged: int = 2
+    reference: int = 0
 
 
 def fid(comparison: ImageComparison, images: Images) -> list[Row]:
@@ -92,7 +104,7 @@ def diversity_of(comparison: ImageComparison, images: Images) -> list[Row]:
     """How far apart two images are in feature space; a warning in words where it is too little."""
     value, n = diversity.mean_distance(images.features), len(images.features)
     note = ""
-    if not images.real:
+    if not images.real and comparison.held_out.size >= NEEDS["diversity"].judged:
         share = diversity.relative(images.features, comparison.real.features)
         if share < COLLAPSED:
             note = f"mode collapse: samples differ {share:.2g} times as much as real images do"
@@ -153,7 +165,34 @@ EXAMPLES = {
     "reconstruction": per_example.reconstruction,
 }
 OF_SAMPLES: dict[str, Callable] = {**DISTRIBUTION, **POINTS}
+# What evaluators of samples need at least, of each in OF_SAMPLES.
+NEEDS = {
+    "fid": Sizes(2, 2),  # a covariance of each
+    "kid": Sizes(2, 2),  # pairs within each
+    "precision_recall": Sizes(6, 6),  # five neighbours of each
+    "inception_score": Sizes(10),  # ten parts
+    "modes": Sizes(2, 1),
+    "diversity": Sizes(2),
+    "memorisation": Sizes(2, 1),
+    "mixture": Sizes(2),
+}
 NAMES = (*EXAMPLES, *OF_SAMPLES)
+
+
+def lacking(name: str, judged: int, reference: float) -> str:
+    """What an evaluator of samples lacks, in words; "" where it has enough.
+
+    Args:
+      name: one of OF_SAMPLES.
+      judged: how many samples there are, or held-out examples in their place.
+      reference: examples that these are compared with; inf where statistics stand for them.
+    """
+    needs = NEEDS[name]
+    if judged < needs.judged:
+        return f"needs at least {needs.judged} samples, not {judged}"
+    if reference < needs.reference:
+        return f"needs at least {needs.reference} real images to compare with, not {reference}"
+    return ""
 
 
 def of_samples(
@@ -163,12 +202,13 @@ def of_samples(
 
     Args:
       name: one of OF_SAMPLES.
-      real: also takes each metric of held-out real data, where that has a meaning.
+      real: also takes each metric of held-out real data, where that has a meaning and there are
+        enough of them.
       protocol: `Row` fields that hold for every row, such as sampler, steps, weights and seed.
     """
-    evaluator = OF_SAMPLES[name]
+    evaluator, held_out = OF_SAMPLES[name], comparison.held_out.size
     known = {}
-    if real:
+    if real and held_out >= NEEDS[name].judged:
         known = {row.metric: row.value for row in evaluator(comparison, comparison.real)}
     return [
         row._replace(real=known.get(row.metric), network=comparison.network, **protocol)

@@ -13,7 +13,7 @@ class Row(NamedTuple):
 
     Attributes:
       metric, value: a value that is not finite is written as null in JSON.
-      n: images that it was computed from.
+      n: images that it was computed from; 0 of a metric that was left out, as the note says.
       error: its standard error, or standard deviation where the metric's own paper gives that.
       real: the same metric of held-out real images, n of them where there are as many: what a
         perfect model would get. None where it has no meaning.
@@ -62,7 +62,7 @@ def table(rows: Sequence[Row], published: Iterable[Sequence[Any]] = ()) -> str:
             [
                 row.evaluation,
                 row.metric,
-                number(row.value) + error,
+                number(row.value) + error if row.n else "—",
                 "" if row.real is None else number(row.real),
                 " / ".join(number(p[1]) for p in known),
                 str(row.n),

@@ -1,7 +1,8 @@
 """The network of diffusers' UNet2DModel in our words, and back: its config and its tensors.
 
-UNet2DModel in the configuration of google/ddpm-cifar10-32 (huggingface.co/docs/diffusers, release
-0.42) is our UNet, exact to the last bit. Needs neither diffusers nor torch.
+UNet2DModel (huggingface.co/docs/diffusers, release 0.42) in the configuration of
+google/ddpm-cifar10-32, or in that of diffusers' own example of unconditional training, is our UNet,
+exact to the last bit. Needs neither diffusers nor torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,23 +25,21 @@ FIXED = {
     "center_input_sample": (False, False),
     "time_embedding_type": ("positional", "positional"),
     "time_embedding_dim": (None, None),
-    "freq_shift": (0, 1),
-    "flip_sin_to_cos": (True, False),
     "mid_block_type": ("UNetMidBlock2D", "UNetMidBlock2D"),
     "mid_block_scale_factor": (1, 1),
-    "downsample_padding": (1, 0),
     "downsample_type": ("conv", "conv"),
     "upsample_type": ("conv", "conv"),
     "act_fn": ("silu", "silu"),
     "attn_norm_num_groups": (None, None),
-    "norm_eps": (1e-5, 1e-6),
     "resnet_time_scale_shift": ("default", "default"),
     "add_attention": (True, True),
     "class_embed_type": (None, None),
     "num_train_timesteps": (None, None),
 }
+# What UNet has under the same name, with UNet2DModel's own values.
+ALIKE = {"freq_shift": 0, "flip_sin_to_cos": True, "downsample_padding": 1, "norm_eps": 1e-5}
 # What varies, with UNet2DModel's own values.
-FREE = {
+FREE = ALIKE | {
     "sample_size": None,
     "in_channels": 3,
     "out_channels": 3,
@@ -80,6 +79,9 @@ OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 def network_of(unet: Mapping[str, Any]) -> tuple[dict[str, Any], int, int]:
     """The arguments of UNet, the image size and the input channels of a UNet2DModel's config.
 
+    Those of ALIKE are left out where they are UNet's own, as are the channels of a head where every
+    attention has the same number of heads.
+
     Raises:
       ValueError: the config asks for what UNet does not have; every such setting is named.
     """
@@ -99,11 +101,12 @@ def network_of(unet: Mapping[str, Any]) -> tuple[dict[str, Any], int, int]:
         "multipliers": tuple(n // channels[0] for n in channels),
         "blocks": unet["layers_per_block"],
         "attention": tuple(size >> i for i, yes in enumerate(attends) if yes),
-        "heads": _heads(unet["attention_head_dim"], _attended(channels, attends)),
+        **_heads(unet["attention_head_dim"], _attended(channels, attends)),
         "dropout": unet["dropout"],
         "groups": unet["norm_num_groups"],
         "num_classes": (unet["num_class_embeds"] or 1) - 1,
     }
+    network |= {key: unet[key] for key in ALIKE if unet[key] != getattr(UNet, key)}
     return network, size, unet["in_channels"]
 
 
@@ -122,6 +125,8 @@ def _check_known(unet: Mapping[str, Any]) -> None:
         for key, value in unet.items()
         if not key.startswith("_") and key not in FIXED and key not in FREE
     ]
+    if unet.get("downsample_padding", 1) not in (0, 1):
+        wrong.append(f"downsample_padding={unet['downsample_padding']!r} (only 0 or 1)")
     if unet.get("norm_num_groups", 32) is None:
         wrong.append("norm_num_groups=None (only a number)")
     if wrong:
@@ -155,8 +160,8 @@ def config_of(network: Mapping[str, Any], *, image_size: int, in_channels: int) 
     net = UNet(**network)
     channels = [net.width * m for m in net.multipliers]
     attends = [image_size >> i in net.attention for i in range(len(channels))]
-    head_dim = None
-    if net.heads > 1:
+    head_dim = net.head_dim or None
+    if net.heads > 1 and head_dim is None:
         attended = _attended(channels, attends)
         if len(attended) > 1 or attended[0] % net.heads:
             raise ValueError(
@@ -168,6 +173,7 @@ def config_of(network: Mapping[str, Any], *, image_size: int, in_channels: int) 
         "_class_name": "UNet2DModel",
         "_diffusers_version": RELEASE,
         **{key: ours for key, (_, ours) in FIXED.items()},
+        **{key: getattr(net, key) for key in ALIKE},
         "sample_size": image_size,
         "in_channels": in_channels,
         "out_channels": net.out_channels,
@@ -273,11 +279,14 @@ def _attended(channels: list[int], attends: list[bool]) -> list[int]:
     return sorted({channels[-1], *(n for n, yes in zip(channels, attends, strict=True) if yes)})
 
 
-def _heads(head_dim: int | None, attended: list[int]) -> int:
-    heads = {1} if head_dim is None else {n / head_dim for n in attended}
-    if len(heads) > 1 or not (count := heads.pop()) == int(count):
+def _heads(head_dim: int | None, attended: list[int]) -> dict[str, int]:
+    """UNet's `heads`, or its `head_dim` where attentions of several widths have several numbers."""
+    if head_dim is None:
+        return {"heads": 1}
+    if any(n % head_dim for n in attended):
         raise ValueError(
-            f"attention_head_dim={head_dim} (8 where config.json is silent) over {attended} "
-            "channels does not give every attention the same number of heads, as UNet has it"
+            f"attention_head_dim={head_dim} (8 where config.json is silent) does not divide each "
+            f"of {attended}, the channels that have attention"
         )
-    return int(count)
+    heads = {n // head_dim for n in attended}
+    return {"heads": heads.pop()} if len(heads) == 1 else {"heads": 1, "head_dim": head_dim}

@@ -20,10 +20,14 @@ MAX_PERIOD = 10_000.0  # of a sinusoidal embedding
 EPSILON = 1e-6  # of a group norm, added to the variance
 
 
-def sinusoidal_embedding(t: jax.Array, width: int) -> jax.Array:
+def sinusoidal_embedding(
+    t: jax.Array, width: int, *, freq_shift: int = 1, flip_sin_to_cos: bool = False
+) -> jax.Array:
     """Sines, then cosines, of t at width/2 frequencies from 1 down to 1/10,000, both included.
 
     t: [B], in steps 0..T-1, may be fractional. Returns [B, width] float32.
+    freq_shift: 0 is Vaswani et al.'s own spacing, whose last frequency is one ratio above 1/10,000.
+    flip_sin_to_cos: the cosines come first.
     ValueError for a width that is odd or below 4.
 
     Vaswani et al. 2017, section 3.5, with the endpoints of Ho et al. 2020.
@@ -33,9 +37,11 @@ def sinusoidal_embedding(t: jax.Array, width: int) -> jax.Array:
         raise ValueError(f"a sinusoidal embedding needs an even width of at least 4, not {width}")
     # The frequencies are constants: rounded once, from float64. t = 999 needs every bit of them,
     # so the product is never left to a matrix unit or to bfloat16.
-    frequencies = np.exp(-np.log(MAX_PERIOD) * np.arange(half) / (half - 1)).astype(np.float32)
+    exponents = -np.log(MAX_PERIOD) * np.arange(half) / (half - freq_shift)
+    frequencies = np.exp(exponents).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    waves = [jnp.sin(angles), jnp.cos(angles)]
+    return jnp.concatenate(waves[::-1] if flip_sin_to_cos else waves, axis=-1)
 
 
 def dense(
@@ -68,6 +74,7 @@ class GroupNorm(nn.Module):
     """
 
     groups: int = 32
+    eps: float = EPSILON
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -80,7 +87,7 @@ class GroupNorm(nn.Module):
         h = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, channels // self.groups)
         mean = h.mean(axis=(1, 3), keepdims=True)
         variance = h.var(axis=(1, 3), keepdims=True)
-        h = (h - mean) * jax.lax.rsqrt(variance + EPSILON)
+        h = (h - mean) * jax.lax.rsqrt(variance + self.eps)
         return (h.reshape(x.shape) * scale + bias).astype(x.dtype)
 
 
@@ -94,17 +101,18 @@ class ResBlock(nn.Module):
     features: int
     dropout: float = 0.0
     groups: int = 32
+    eps: float = EPSILON
 
     @nn.compact
     def __call__(
         self, x: jax.Array, embedding: jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
-        h = nn.swish(GroupNorm(self.groups, name="norm1")(x))
+        h = nn.swish(GroupNorm(self.groups, self.eps, name="norm1")(x))
         h = conv(h, self.features, name="conv1")
         if embedding is not None:
             shift = dense(nn.swish(embedding), self.features, name="embedding")
             h = h + shift.astype(h.dtype)[:, None, None, :]
-        h = nn.swish(GroupNorm(self.groups, name="norm2")(h))
+        h = nn.swish(GroupNorm(self.groups, self.eps, name="norm2")(h))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = conv(h, self.features, name="conv2", init=ZERO)
         if x.shape[-1] != self.features:
@@ -115,20 +123,28 @@ class ResBlock(nn.Module):
 class SelfAttention(nn.Module):
     """Every position of the map attends to all of them, beside a residual connection.
 
-    x: [B, H, W, C] to the same shape. ValueError where the heads do not divide C.
+    x: [B, H, W, C] to the same shape. ValueError where the heads, or a head's channels, do not
+    divide C.
+
+    Attributes:
+        head_dim: channels of a head; there are then C / head_dim of them. 0: `heads`.
     """
 
     heads: int = 1
     groups: int = 32
+    eps: float = EPSILON
+    head_dim: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         b, height, width, c = x.shape
-        if c % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide {c} channels (network.heads)")
-        h = GroupNorm(self.groups, name="norm")(x)
+        if c % (self.head_dim or self.heads):
+            what = f"heads of {self.head_dim} channels" if self.head_dim else f"{self.heads} heads"
+            raise ValueError(f"{what} do not divide {c} channels (network.heads)")
+        heads = c // self.head_dim if self.head_dim else self.heads
+        h = GroupNorm(self.groups, self.eps, name="norm")(x)
         q, k, v = (
-            dense(h, c, name=name).reshape(b, height * width, self.heads, c // self.heads)
+            dense(h, c, name=name).reshape(b, height * width, heads, c // heads)
             for name in ("q", "k", "v")
         )
         # Scores and softmax are float32 in here whatever the activations are.
@@ -137,12 +153,18 @@ class SelfAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the map by a strided convolution. x: [B, H, W, C] to [B, H/2, W/2, C]."""
+    """Halves the map by a strided convolution. x: [B, H, W, C] to [B, H/2, W/2, C].
+
+    Padded at the end only, as the paper's TensorFlow did for even sizes; with `padding` 1 at the
+    beginning too, as torch does.
+    """
+
+    padding: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        # Padded at the end only, as the paper's TensorFlow did for even sizes.
-        return conv(x, x.shape[-1], name="conv", stride=2, padding=((0, 1), (0, 1)))
+        padding = ((self.padding, 1), (self.padding, 1))
+        return conv(x, x.shape[-1], name="conv", stride=2, padding=padding)
 
 
 class Upsample(nn.Module):

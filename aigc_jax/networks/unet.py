@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.networks.layers import (
+    EPSILON,
     ZERO,
     Downsample,
     GroupNorm,
@@ -38,9 +39,14 @@ class UNet(nn.Module):
         attention: heights of the feature maps that get attention after every block. Heights that
             the image never reaches have no effect. The middle always has one attention.
         heads: of every attention.
+        head_dim: channels of a head, of which an attention has as many as its width holds; 0 takes
+            `heads` everywhere.
         dropout: rate before the second convolution of a block.
         groups: of every GroupNorm; as many as the width where the width is smaller.
         num_classes: 0 for a network without labels.
+        norm_eps: of every GroupNorm, added to the variance.
+        downsample_padding: 0 pads a map at its end before it is halved, 1 at its beginning too.
+        freq_shift, flip_sin_to_cos: of the embedding of time, see `sinusoidal_embedding`.
         dtype: of the activations, "float32" or "bfloat16". Parameters are float32, and norms,
             softmax, embeddings and the last convolution compute in float32.
     """
@@ -54,6 +60,11 @@ class UNet(nn.Module):
     dropout: float = 0.1
     groups: int = 32
     num_classes: int = 0
+    head_dim: int = 0
+    norm_eps: float = EPSILON
+    downsample_padding: int = 0
+    freq_shift: int = 1
+    flip_sin_to_cos: bool = False
     dtype: str = "float32"
 
     @nn.compact
@@ -69,8 +80,9 @@ class UNet(nn.Module):
         """
         groups = min(self.groups, self.width)
         self._check(x, groups, label)
-        block = partial(ResBlock, dropout=self.dropout, groups=groups)
-        attention = partial(SelfAttention, heads=self.heads, groups=groups)
+        norm = {"groups": groups, "eps": self.norm_eps}
+        block = partial(ResBlock, dropout=self.dropout, **norm)
+        attention = partial(SelfAttention, heads=self.heads, head_dim=self.head_dim, **norm)
         widths = [self.width * m for m in self.multipliers]
 
         embedding = self._embedding(t, label)
@@ -84,7 +96,7 @@ class UNet(nn.Module):
                     h = attention(name=f"down_{i}_attention_{j}")(h)
                 skips.append(h)
             if i < len(widths) - 1:
-                h = Downsample(name=f"down_{i}_downsample")(h)
+                h = Downsample(self.downsample_padding, name=f"down_{i}_downsample")(h)
                 skips.append(h)
 
         h = block(widths[-1], name="middle_block_0")(h, embedding, train=train)
@@ -101,13 +113,15 @@ class UNet(nn.Module):
                 h = Upsample(name=f"up_{i}_upsample")(h)
 
         # The target is unit noise, so its last bits are not given to bfloat16.
-        h = nn.swish(GroupNorm(groups, name="norm_out")(h.astype(jnp.float32)))
+        h = nn.swish(GroupNorm(**norm, name="norm_out")(h.astype(jnp.float32)))
         return conv(h, self.out_channels, name="conv_out", init=ZERO)
 
     def _embedding(self, t: jax.Array, label: jax.Array | None) -> jax.Array:
         """The time, and the label if there are any, as [B, 4 * width] float32."""
         features = 4 * self.width
-        h = sinusoidal_embedding(t, self.width)
+        h = sinusoidal_embedding(
+            t, self.width, freq_shift=self.freq_shift, flip_sin_to_cos=self.flip_sin_to_cos
+        )
         h = dense(h, features, name="time_0")
         h = dense(nn.swish(h), features, name="time_1")
         if self.num_classes:

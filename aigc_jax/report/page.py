@@ -144,7 +144,7 @@ def _table(evaluation: Evaluation, published: list[dict[str, str]]) -> dict[str,
         rows.append(
             {
                 "metric": row["metric"],
-                "value": number(row["value"]),
+                "value": "—" if row["n"] == 0 else number(row["value"]),
                 "error": number(row["error"], 2) if row["error"] else "",
                 "real": "" if row["real"] is None else number(row["real"]),
                 "published": [p for p in published if p["metric"] == row["metric"]],

@@ -13,6 +13,7 @@ feature networks, they share. On a schedule the same happens with fewer samples 
 """
 
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -30,7 +31,7 @@ from aigc_jax.evaluation.features import Features
 from aigc_jax.evaluation.per_example import ModelUnderTest
 from aigc_jax.family import Family, Variables
 from aigc_jax.runs import examples, pictures
-from aigc_jax.runs.evaluations import Evaluation, Rebuild, check, open_network
+from aigc_jax.runs.evaluations import Evaluation, Rebuild, check, compared_with, open_network
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractor, FeatureExtractors, real_split
 from aigc_jax.sampling.driver import Driver, draw
@@ -62,6 +63,10 @@ class Evaluator:
       batch_size: samples at a time; no value depends on it.
       bars: whether a terminal shows how far held-out examples have come.
 
+    Attributes:
+      planned: the evaluations that are run.
+      left_out: a row of each other one, whose note says what it lacks.
+
     Raises as `evaluations.check`.
     """
 
@@ -79,8 +84,16 @@ class Evaluator:
         batch_size: int = 64,
         bars: bool = True,
     ) -> None:
-        check(planned, family, data, sampling=sampling, rebuild=rebuild, extractors=extractors)
-        self.planned, self.family, self.data, self.mesh = tuple(planned), family, data, mesh
+        lacking = check(
+            planned, family, data, sampling=sampling, rebuild=rebuild, extractors=extractors
+        )
+        self.planned = tuple(e for e in planned if e.name not in lacking)
+        self.left_out = [
+            results.Row(e.metric, math.nan, 0, note=lacking[e.name], evaluation=e.label)
+            for e in planned
+            if e.name in lacking
+        ]
+        self.family, self.data, self.mesh = family, data, mesh
         self.seed, self.sampling, self.batch_size = seed, dict(sampling), batch_size
         self.extractors = extractors
         self._rebuild, self._bars = rebuild, bars
@@ -141,6 +154,8 @@ class Evaluator:
     def run(self, variables: Variables, *, seed: int, weights: str, real: bool = True) -> Result:
         """Rows of every evaluation, those of examples first, and the pictures that go with them.
 
+        Last come those of `left_out`.
+
         Args:
           variables: of the model. What samples need of `prepared` is computed where it is {}.
           seed: of the samples; sample i depends on (seed, i) only.
@@ -153,7 +168,7 @@ class Evaluator:
         rows = self.of_examples(variables, weights=weights)
         session = _Session(self, variables, seed)
         rows += session.rows(weights, real)
-        return Result(rows, session.pictures())
+        return Result(rows + self.left_out, session.pictures())
 
     def of_examples(self, variables: Variables, *, weights: str) -> list[results.Row]:
         """Rows of the evaluations of held-out examples."""
@@ -290,9 +305,7 @@ class _Session:
     def _comparison(self, e: Evaluation) -> ImageComparison | PointComparison:
         """What the evaluator of an evaluation sees; one for all evaluations alike."""
         data, settings = self._of.data, e.settings
-        reference, held_out = settings["reference_split"], data.test_split
-        if reference == held_out:
-            held_out = data.train_split
+        reference, held_out = compared_with(e, data)
         if e.metric in evaluators.POINTS:
             centres, std = mixtures.MIXTURES[data.name]()
             split = self._split(held_out, e)

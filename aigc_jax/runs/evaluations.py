@@ -1,7 +1,11 @@
 """Which evaluations a config asks for, and all that can be wrong with them before they run."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 from aigc_jax import modalities
 from aigc_jax.checks import one_of
@@ -123,14 +127,19 @@ def check(
     sampling: Mapping[str, Any],
     rebuild: Rebuild,
     extractors: FeatureExtractors,
-) -> None:
+) -> dict[str, str]:
     """Finds all that can be wrong with evaluations before any of their work is done.
 
+    Returns:
+      {name of an evaluation that so few examples allow no value of: what it lacks, in words}.
+
     Raises:
-      ValueError: samples asked of a family without, metrics of another kind of data, too few
-        samples, a sampler that cannot be built, a feature network of other images.
+      ValueError: samples asked of a family without, metrics of another kind of data, fewer than two
+        samples, a sampler that cannot be built, a feature network of other images, statistics of
+        another network; examples too few for any of the evaluations.
       FileNotFoundError: weights or statistics that are not there.
     """
+    planned = tuple(planned)
     of_samples = [e for e in planned if e.draws]
     check_draws(family, [e.name for e in of_samples])
     for e in of_samples:
@@ -147,9 +156,46 @@ def check(
         if e.sampling:
             rebuild(e.sampling)
         if e.metric in evaluators.DISTRIBUTION:
+            network = open_network(e, data, extractors)
             if e.settings["statistics"]:
-                features.load_statistics(e.settings["statistics"])
-            open_network(e, data, extractors)
+                _check_statistics(e.settings["statistics"], network, data.spec.shape)
+    return _lacking(planned, data)
+
+
+def compared_with(e: Evaluation, data: RealData) -> tuple[str, str]:
+    """(the split that samples are compared with, the one that is held out from it)."""
+    reference = e.settings["reference_split"]
+    return reference, data.train_split if reference == data.test_split else data.test_split
+
+
+def _lacking(planned: Sequence[Evaluation], data: RealData) -> dict[str, str]:
+    """{name of an evaluation with too few examples: what it lacks}; ValueError where all have."""
+    found = {}
+    for e in planned:
+        if e.draws:
+            given = e.settings["statistics"] and e.metric == "fid"
+            reference = len(data.dataset.sources[compared_with(e, data)[0]])
+            if words := evaluators.lacking(e.metric, e.count, math.inf if given else reference):
+                found[e.name] = words
+    if found and len(found) == len(planned):
+        told = "; ".join(f"{name} {words}" for name, words in found.items())
+        raise ValueError(
+            f"nothing can be evaluated: {told}. Set --num or evaluation.count, on a schedule "
+            "evaluation.scheduled_count, or ask for other evaluations"
+        )
+    return found
+
+
+def _check_statistics(path: str, network: FeatureExtractor, shape: tuple[int, ...]) -> None:
+    """Raises where statistics are not there, or not of features like the network's."""
+    mean, _ = features.load_statistics(path)
+    images = jax.ShapeDtypeStruct((1, *shape), np.uint8)
+    found, _ = jax.eval_shape(network.run, images)
+    if found.shape[1] != len(mean):
+        raise ValueError(
+            f"{path} has statistics of {len(mean)} features, network {network.network.name!r} has "
+            f"{found.shape[1]}: take both from the same network"
+        )
 
 
 def _check_kind(evaluation: Evaluation, data: RealData) -> None:

@@ -65,6 +65,7 @@ def read(workdir: pathlib.Path, name: str) -> dict[str, Any]:
     """`config.json` or `spec.json` of a run."""
     path = workdir / name
     if not path.is_file():
+        refuse_best(workdir)
         hint = ""
         if workdir.parent.is_dir():
             runs = [p.name for p in workdir.parent.iterdir() if is_run(p)]
@@ -82,6 +83,23 @@ def read(workdir: pathlib.Path, name: str) -> dict[str, Any]:
 def is_run(folder: pathlib.Path) -> bool:
     """Whether a folder is a run of ours, which every command takes it for by its spec.json."""
     return (folder / "spec.json").is_file()
+
+
+def run_of(path: str | pathlib.Path) -> tuple[pathlib.Path, bool] | None:
+    """(a run, whether its best checkpoint is meant) of a path RUN or RUN/best; None of others."""
+    path = pathlib.Path(path).expanduser()
+    if is_run(path):
+        return path, False
+    return (path.parent, True) if path.name == "best" and is_run(path.parent) else None
+
+
+def refuse_best(workdir: pathlib.Path) -> None:
+    """Raises ValueError where a workdir is RUN/best, which is no run of its own."""
+    run, best = run_of(workdir) or (workdir, False)
+    if best:
+        raise ValueError(
+            f"{workdir} holds the best checkpoint of a run: say --workdir={run} --best"
+        )
 
 
 def write_spec(workdir: pathlib.Path, spec: DataSpec) -> None:
@@ -196,3 +214,31 @@ def mismatch(workdir: pathlib.Path, changed: Sequence[str]) -> RunMismatch:
         + "\nGive the same to resume it, another --workdir to start anew, or --from-step=N to go "
         "on from the checkpoint of step N with these"
     )
+
+
+def check_same_spec(workdir: pathlib.Path, spec: DataSpec) -> None:
+    """Raises RunMismatch, in words, where data differ from those that a run was trained on."""
+    old, wrong = read_spec(workdir), []
+    for name in {**spec.fields, **old.fields}:
+        here, there = (_described(found.fields.get(name)) for found in (spec, old))
+        if here != there:
+            wrong.append(f"{name} is {here} here, {there} in the run")
+    if spec.classes != old.classes:
+        wrong.append(f"{spec.classes} classes here, {old.classes} in the run")
+        here, there = (_class_names(found) for found in (spec, old))
+        for word, names, others in (("new", here, there), ("gone", there, here)):
+            only = [name for name in names if others and name not in others]
+            wrong[-1] += f" ({word}: {', '.join(only)})" * bool(only)
+    if wrong:
+        raise RunMismatch(
+            f"{workdir} holds a run on other data: {'; '.join(wrong)}. Give the data that it began "
+            f"with, or start anew in another --workdir, from its weights by --config.init_from"
+        )
+
+
+def _class_names(spec: DataSpec) -> tuple[str, ...]:
+    return spec.conditions["label"].names if "label" in spec.conditions else ()
+
+
+def _described(field: Field | None) -> str:
+    return f"{field.kind} of {'x'.join(map(str, field.shape))}" if field else "absent"

@@ -12,13 +12,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from aigc_jax import build, streams
+from aigc_jax import build, checks, streams
 from aigc_jax.family import DataSpec, Family, Field, Variables
 from aigc_jax.runs import examples, weights
 from aigc_jax.runs import folder as folders
 from aigc_jax.sampling.driver import Driver
 from aigc_jax.training import sharding
-from aigc_jax.training.checkpoint import Checkpoints
+from aigc_jax.training.checkpoint import Checkpoints, complete_steps
+
+# Settings that say how a model uses labels; all others are the same with labels or without.
+OF_LABELS = ("diffusion.conditional", "vae.conditional", "network.discriminator.conditioning")
+UNLABELLED = (None, False, "none")
 
 
 class Model(NamedTuple):
@@ -29,6 +33,7 @@ class Model(NamedTuple):
       spec, family: of its data, and the family itself.
       variables: what the family's functions take, on the devices.
       step: steps that it was trained for; 0 of weights from elsewhere.
+      best: whether it is the checkpoint that the run keeps as its best.
     """
 
     config: Mapping[str, Any]
@@ -36,6 +41,12 @@ class Model(NamedTuple):
     family: Family
     variables: Variables
     step: int
+    best: bool = False
+
+    @property
+    def named(self) -> str:
+        """Which checkpoint it is, in words: "step 40", "step 40 (the best)"."""
+        return f"step {self.step}" + (" (the best)" if self.best else "")
 
     def driver(self, mesh: Any) -> Driver:
         """What draws samples on a mesh's devices."""
@@ -47,6 +58,7 @@ def load(
     config: Mapping[str, Any] | None = None,
     *,
     step: int | None = None,
+    best: bool = False,
     raw: bool = False,
     dtype: Any = None,
     codes: examples.Codes | None = None,
@@ -57,7 +69,8 @@ def load(
     Args:
       workdir: folder of the run. Where it holds none, `config.init_from` is taken instead.
       config: None for the run's own; another may differ only in what does not change the model.
-      step: of the checkpoint; None for the newest.
+      step: of the checkpoint, the best among them; None for the newest.
+      best: the checkpoint that `config.checkpoint.best` chose, instead of the newest.
       raw: the parameters themselves instead of their EMA.
       dtype: of floating parameters, such as bfloat16; None leaves them as they were trained.
       codes: gives the codes of training data, where what `Drawing.prepare` computes was not stored
@@ -67,22 +80,28 @@ def load(
 
     Raises:
       FileNotFoundError: no run there, or one without a checkpoint.
-      ValueError, CheckpointError: a run of another config or an earlier version, damage; `step` or
-        `raw` where no run is.
+      ValueError, CheckpointError: a run of another config or an earlier version, damage; `step` and
+        `best` together; these or `raw` where no run is.
     """
     workdir = pathlib.Path(workdir)
+    if best and step is not None:
+        raise ValueError(f"--best and --step={step} name two checkpoints: leave one of them out")
+    if config is not None:
+        config = with_network(config, workdir)
     if config is not None and config["init_from"] and not folders.is_run(workdir):
-        if step is not None or raw:
+        if step is not None or best or raw:
             raise ValueError(
                 f"there is no run in {workdir} to take another step or raw weights of: leave "
-                "--step and --raw out, config.init_from is taken as it is"
+                "--step, --best and --raw out, config.init_from is taken as it is; the best of a "
+                "run is config.init_from=RUN/best"
             )
         source = pathlib.Path(config["init_from"]).expanduser()
         spec = _spec_of(source)
         if "diffusion" in config:
             weights.check_process(source, config["diffusion"])
         family = build.build(config, spec)
-        variables, step = _with_rest(family, *initial(source, config, family)), 0
+        found = initial(source, config, family, spec, training=False)
+        variables, step = _with_rest(family, *found), 0
         stored: tuple[str, Any] = ("", {})
     else:
         if config is None:
@@ -92,12 +111,12 @@ def load(
         spec = folders.read_spec(workdir)
         family = family or build.build(config, spec)
         mode = config["train"]["sharding"]
-        variables, stored, step = restore(workdir, family, step, raw=raw, mode=mode)
+        variables, stored, step = restore(workdir, family, step, best=best, raw=raw, mode=mode)
     if dtype is not None:
         variables = variables._replace(params=cast(variables.params, dtype))
     if family.drawing and family.drawing.prepare:
         variables = with_prepared(family, variables, stored, codes)
-    return Model(config, spec, family, variables, step)
+    return Model(config, spec, family, variables, step, best)
 
 
 def with_prepared(
@@ -115,6 +134,7 @@ def restore(
     family: Family,
     step: int | None = None,
     *,
+    best: bool = False,
     raw: bool = False,
     mode: str = "replicated",
 ) -> tuple[Variables, tuple[str, Any], int]:
@@ -126,7 +146,13 @@ def restore(
     Raises:
       FileNotFoundError: the folder holds no checkpoint.
     """
-    root = workdir / "checkpoints"
+    root = workdir / ("best" if best else "checkpoints")
+    if step in complete_steps(workdir / "best") and step not in complete_steps(root):
+        root = workdir / "best"
+    if best and not root.is_dir():
+        raise FileNotFoundError(
+            f"no best checkpoint in {workdir}: a run keeps one where checkpoint.best names a metric"
+        )
     if not root.is_dir():
         raise FileNotFoundError(f"no checkpoints in {workdir}: train first, or check --workdir")
     params, extra = jax.eval_shape(family.init, streams.init(0)[0])
@@ -160,10 +186,61 @@ def cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(of, tree)
 
 
+def with_network(
+    config: Mapping[str, Any], workdir: pathlib.Path, shape: tuple[int, ...] | None = None
+) -> Mapping[str, Any]:
+    """The config with what it cannot say itself of the UNet whose weights `config.init_from` names.
+
+    Of a diffusers folder that is its whole network, and what differs from `config.network` is said;
+    a run that began with such a folder has the network written down, and needs the folder no more.
+    Of a run it is what that one has of such a folder.
+
+    Args:
+      workdir: of the run.
+      shape: of the images; None for those that the folder's network was trained on.
+
+    Raises:
+      FileNotFoundError, ValueError: no such folder, or a network that ours is not; a run with
+        other heads, which the shapes of its weights do not show.
+    """
+    source = config["init_from"]
+    if not source or config["family"] != "diffusion":
+        return config
+    config = folders.as_dict(config)
+    if run := folders.run_of(source):
+        theirs = folders.read(run[0], "config.json")
+        theirs = theirs["network"] if theirs["family"] == "diffusion" else {}
+        heads = theirs.get("heads", config["network"]["heads"])
+        if heads != config["network"]["heads"]:
+            raise ValueError(f"{source} has other heads: give --config.network.heads={heads}")
+        return config | {"network": theirs | config["network"]}
+    recorded = folders.read(workdir, "config.json") if folders.is_run(workdir) else {}
+    if recorded.get("init_from") == source:
+        kept = {key: config["network"][key] for key in weights.OF_TRAINING}
+        return config | {"network": recorded["network"] | kept}
+    network, differing = weights.diffusers_network(source, config["network"], shape)
+    if differing and jax.process_index() == 0:
+        print(f"{source}: its own network is taken, {'; '.join(differing)}", flush=True)
+    return config | {"network": folders.as_dict(network)}
+
+
 def initial(
-    source: str | pathlib.Path, config: Mapping[str, Any], family: Family
+    source: str | pathlib.Path,
+    config: Mapping[str, Any],
+    family: Family,
+    spec: DataSpec,
+    *,
+    training: bool = True,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What another run, or a diffusers folder, has learned, to start from.
+
+    Where it was trained with other labels, or only one of the two models has any, what depends on
+    labels is new, and said to be; the rest is taken over.
+
+    Args:
+      source: a run, its best checkpoint as RUN/best, or a folder of diffusers.
+      config, spec: of the model that starts from it, and of its data; `family` is theirs.
+      training: whether the model will be trained; else other labels are an error.
 
     Returns:
       ({player: parameters}, of a run their EMA where it has one; what of `extra` goes with them).
@@ -173,18 +250,62 @@ def initial(
       ValueError: they do not fit the family's networks; the differences are named.
     """
     source = pathlib.Path(source).expanduser()
-    expected_params, expected_extra = jax.eval_shape(family.init, streams.init(0)[0])
-    if folders.is_run(source):
-        theirs = folders.read(source, "config.json")
-        variables, _, _ = restore(source, build.build(theirs, folders.read_spec(source)))
-        params = dict(variables.params)
-        both = expected_extra.keys() & variables.extra.keys()
-        transferred = {name: variables.extra[name] for name in family.transferred if name in both}
-    else:
-        params, transferred = weights.from_diffusers(source, config["network"]), {}
-    weights.check_fit(source, params, expected_params)
-    weights.check_fit(source, transferred, expected_extra)
-    return params, transferred
+    params, extra, settings, classes = _learned(source)
+    own = checks.flatten(folders.as_dict(config))
+    differing = {k: settings[k] for k in OF_LABELS if settings.get(k, own.get(k)) != own.get(k)}
+    there, here = _known(settings, classes), _known(own, spec.classes)
+    same, theirs = not differing and there == here, family
+    if not same and not training:
+        told = " ".join(f"--config.{k}={value}" for k, value in differing.items())
+        raise ValueError(f"the weights in {source} use labels otherwise: give {told}")
+    if not same:  # what differs from the model with the labels of the weights is due to labels
+        label = {"label": Field("label", (), classes)} if classes else {}
+        theirs = build.build(_with_settings(config, differing), spec._replace(conditions=label))
+
+    key = streams.init(config["seed"])[0]
+    expected_params, expected_extra = jax.eval_shape(theirs.init, key)
+    kept = [name for name in family.transferred if name in expected_extra and name in extra]
+    found = {"params": params, "extra": {name: extra[name] for name in kept}}
+    weights.check_fit(source, found["params"], expected_params)
+    weights.check_fit(source, found["extra"], expected_extra)
+    if not same:
+        new = dict(zip(found, jax.jit(family.init)(key), strict=True))
+        new = {part: {name: new[part][name] for name in tree} for part, tree in found.items()}
+        found, words = weights.relabelled(found, new, there, here)
+        if jax.process_index() == 0:
+            print(f"{source}: {words}", flush=True)
+    return found["params"], found["extra"]
+
+
+def _known(settings: Mapping[str, Any], classes: int) -> int:
+    """How many classes a model with these settings knows of its data's."""
+    return classes if any(settings.get(key) not in UNLABELLED for key in OF_LABELS) else 0
+
+
+def _learned(
+    source: pathlib.Path,
+) -> tuple[dict[str, Any], Mapping[str, Any], dict[str, Any], int]:
+    """(parameters, `extra`, {setting: value} with those of labels, classes of the data)."""
+    run, best = folders.run_of(source) or (None, False)
+    if run is None:
+        classes = weights.diffusers_shape(source)[1]
+        settings = {"diffusion.conditional": classes > 0}
+        return weights.from_diffusers(source), {}, settings, classes
+    theirs, spec = folders.read(run, "config.json"), folders.read_spec(run)
+    variables, _, _ = restore(run, build.build(theirs, spec), best=best)
+    return dict(variables.params), variables.extra, checks.flatten(theirs), spec.classes
+
+
+def _with_settings(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with other values of some settings, {"diffusion.conditional": True}."""
+    config = folders.as_dict(config)
+    for key, value in values.items():
+        *path, last = key.split(".")
+        section = config
+        for name in path:
+            section = section[name]
+        section[last] = value
+    return config
 
 
 def _with_rest(
@@ -198,8 +319,8 @@ def _with_rest(
 
 def _spec_of(source: pathlib.Path) -> DataSpec:
     """The spec of the weights that `config.init_from` names."""
-    if folders.is_run(source):
-        return folders.read_spec(source)
+    if run := folders.run_of(source):
+        return folders.read_spec(run[0])
     shape, classes = weights.diffusers_shape(source)
     conditions = {"label": Field("label", (), classes)} if classes else {}
     return DataSpec({"x": Field("image", shape)}, conditions, {})

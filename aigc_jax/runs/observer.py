@@ -102,6 +102,9 @@ class Observer:
             self._best.set_aside_after(from_step, superseded=True)
         self._prepared: tuple[int, Any] = (-1, {})  # of which step, and what
         self._shown = False
+        if evaluator.left_out:
+            lacking = ", ".join(f"{row.key} {row.note}" for row in evaluator.left_out)
+            writer.say(f"left out of the scheduled evaluations: {lacking}")
 
     @property
     def hooks(self) -> Hooks:

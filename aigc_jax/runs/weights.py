@@ -8,31 +8,56 @@ import jax
 import numpy as np
 
 from aigc_jax.family import DataSpec
-from aigc_jax.formats import diffusers, schedulers
+from aigc_jax.formats import diffusers, schedulers, unet2d
+from aigc_jax.networks.unet import UNet
 from aigc_jax.runs import folder as folders
 from aigc_jax.training import sharding
 
+# Settings of a network that training may choose, whatever weights it starts from.
+OF_TRAINING = ("dropout", "dtype")
 
-def from_diffusers(source: str | pathlib.Path, network: Mapping[str, Any]) -> dict[str, Any]:
+
+def from_diffusers(source: str | pathlib.Path) -> dict[str, Any]:
     """The parameters in a folder of diffusers, as {"net": tree of host arrays}.
-
-    Args:
-      network: settings of the UNet that is to hold them, as in `config.network`.
 
     Raises:
       FileNotFoundError: no such folder lies there.
-      ValueError: it holds another network; the settings that differ are named.
+      ValueError: a network that ours is not.
     """
-    found = diffusers.read(source)
-    ours = _effective(network, found.image_size)
+    return {"net": diffusers.read(source).params}
+
+
+def diffusers_network(
+    source: str | pathlib.Path, network: Mapping[str, Any], shape: tuple[int, ...] | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The settings of a UNet with which it takes the weights in a folder of diffusers.
+
+    Args:
+      network: `config.network`; what training may choose is taken from there.
+      shape: of the images, since attention is named by heights of maps; None for those that the
+        folder's network was trained on.
+
+    Returns:
+      (settings as in `config.network`, where they differ from it in words).
+
+    Raises:
+      FileNotFoundError: no such folder lies there.
+      ValueError: a network that ours is not.
+    """
+    found, size, _ = diffusers.read_network(source)
+    height = shape[0] if shape else size
+    levels = range(len(found["multipliers"]))
+    attention = tuple(height >> i for i in levels if size >> i in found["attention"])
+    of_data = ("out_channels", "num_classes")
+    taken = {key: value for key, value in found.items() if key not in of_data}
+    taken |= {key: network[key] for key in ("name", *OF_TRAINING)} | {"attention": attention}
+    ours, theirs = (_effective(settings, height) for settings in (network, taken))
     differing = [
         f"network.{key}: {ours[key]} here, {value} there"
-        for key, value in _effective(found.network, found.image_size).items()
-        if key in ours and ours[key] != value and key != "dropout"
+        for key, value in theirs.items()
+        if ours[key] != value
     ]
-    if differing:
-        raise ValueError(f"{source} holds another network: " + "; ".join(differing))
-    return {"net": found.params}
+    return taken, differing
 
 
 def diffusers_shape(source: str | pathlib.Path) -> tuple[tuple[int, int, int], int]:
@@ -102,9 +127,8 @@ def check_process(source: str | pathlib.Path, diffusion: Mapping[str, Any]) -> N
       source: a run, or a folder of diffusers.
       diffusion: that section of our config.
     """
-    source = pathlib.Path(source)
-    if folders.is_run(source):
-        theirs = folders.read(source, "config.json").get("diffusion", {})
+    if run := folders.run_of(source):
+        theirs = folders.read(run[0], "config.json").get("diffusion", {})
     else:
         theirs = schedulers.process_of(diffusers.read_scheduler(source))
     keys = ["timesteps", "schedule", "prediction"]
@@ -145,15 +169,75 @@ def check_fit(
             )
 
 
+def relabelled(found: Any, new: Any, there: int, here: int) -> tuple[Any, str]:
+    """A new model with the weights of one with other labels, and what became of them in words.
+
+    Arrays of one name and shape are taken over. The others depend on labels and stay new: tables of
+    classes, gains of each class, heads that tell classes apart. A layer that takes labels beside
+    other inputs, one-hot and behind them, keeps what it has learned of the others.
+
+    Args:
+      found: tree of arrays, which must differ from `new` by its labels alone.
+      new: tree of the new model.
+      there, here: how many classes each of them knows; 0 for none.
+    """
+    theirs, partly, anew = _by_name(found), [], []
+
+    def taken(path: Any, own: Any) -> Any:
+        name = _name(path)
+        their = theirs.pop(name, None)
+        if their is not None and their.shape == own.shape:
+            return their
+        inputs = _shared_inputs(their, own, there, here) if path[-1].key == "kernel" else 0
+        if not inputs:
+            anew.append(name)
+            return own
+        partly.append(name)
+        their, own = np.asarray(their), np.asarray(own)
+        return np.concatenate([their[..., :inputs, :], own[..., inputs:, :]], axis=-2)
+
+    made = jax.tree_util.tree_map_with_path(taken, new)
+    total = len(jax.tree.leaves(new))
+    words = f"{total - len(anew) - len(partly)} of {total} arrays are taken over"
+    words += f" ({there} classes there, {here} here)"
+    for what, names in (
+        ("new", anew),
+        ("taken but for their labels", partly),
+        ("left out", sorted(theirs)),
+    ):
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        words += f"; {what}: {', '.join(names[:4])}{more}" if names else ""
+    return made, words
+
+
+def _shared_inputs(their: Any, own: Any, there: int, here: int) -> int:
+    """How many inputs of two kernels [..., inputs, outputs] are no labels, which come last."""
+    if their is None or their.ndim != own.ndim or own.ndim < 2:
+        return 0
+    if (*their.shape[:-2], their.shape[-1]) != (*own.shape[:-2], own.shape[-1]):
+        return 0
+    a, b = their.shape[-2], own.shape[-2]
+    return b - here if a - there == b - here else min(a, b)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
+    return {name: tuple(leaf.shape) for name, leaf in _by_name(tree).items()}
 
 
 def _effective(network: Mapping[str, Any], image_size: int) -> dict[str, Any]:
     """A UNet's arguments such that equal networks have equal ones."""
     heights = [image_size >> i for i in range(len(network["multipliers"]))]
+    own = {key: getattr(UNet, key) for key in (*unet2d.ALIKE, "head_dim")}
     return {
+        **own,
         **network,
         "multipliers": list(network["multipliers"]),
         "attention": [height for height in heights if height in network["attention"]],

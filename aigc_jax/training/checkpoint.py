@@ -37,6 +37,10 @@ class ForeignError(CheckpointError):
     """A checkpoint of another run or another step than its place says."""
 
 
+class OtherModel(CheckpointError):
+    """A checkpoint whose arrays are not those of the model that asks for them."""
+
+
 def complete_steps(folder: pathlib.Path) -> list[int]:
     """Steps of the checkpoints in a folder, by their names: a save under way has another name."""
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
@@ -219,6 +223,7 @@ class Checkpoints:
         def read(candidate: int) -> tuple[Mapping[str, Any], Any, Mapping[str, Any]]:
             about, folder = self.about(candidate), self.folder / f"{candidate:08d}"
             self._check_own(candidate, about)
+            _check_arrays(folder / "state", target)
             parts = _read_partially(folder / "state", target)
             found = digests(parts)
             prepared = {}
@@ -233,11 +238,12 @@ class Checkpoints:
 
     def _first_good(self, read: Callable[[int], Any], step: int | None) -> tuple[Any, int] | None:
         """What `read` makes of the newest checkpoint that it can read, or of that of `step`."""
+        self.wait()
         steps = self.steps()
         if step is not None and step not in steps:
             have = ", ".join(map(str, steps)) or "none"
             raise CheckpointError(f"no checkpoint of step {step} in {self.folder} (have: {have})")
-        failures = []
+        failures, others = [], 0
         for candidate in [step] if step is not None else reversed(steps):
             try:
                 return read(candidate), candidate
@@ -245,7 +251,15 @@ class Checkpoints:
                 raise
             except Exception as error:
                 failures.append(f"step {candidate}: {_first_line(error)}")
-                _say(f"checkpoint of {failures[-1]}; it is damaged and is passed over")
+                others += isinstance(error, OtherModel)
+                wrong = "of another model" if isinstance(error, OtherModel) else "damaged"
+                _say(f"checkpoint of {failures[-1]}; it is {wrong} and is passed over")
+        if failures and others == len(failures):
+            raise CheckpointError(
+                f"the run in {self.folder.parent} is of another model ({'; '.join(failures)}): "
+                "give the config and the data that it began with, or start anew in another "
+                "--workdir"
+            )
         if failures:
             raise CheckpointError(
                 f"no checkpoint in {self.folder} can be read ({'; '.join(failures)}). They are "
@@ -254,6 +268,7 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, target: Any) -> Any:
+        _check_arrays(self.folder / f"{step:08d}" / "state", target)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(target), about=ocp.args.JsonRestore()
         )
@@ -311,6 +326,30 @@ class Checkpoints:
                 _say(f"{old} was removed: the newest {DAMAGED} are kept")
         if jax.process_count() > 1:  # nobody looks before all is moved
             multihost_utils.sync_global_devices(f"{self.folder.name} set aside")
+
+
+def _check_arrays(folder: pathlib.Path, target: Any) -> None:
+    """Raises OtherModel unless a saved tree has the arrays of `target`, in the same shapes."""
+
+    def shape(leaf: Any) -> tuple[int, ...]:
+        typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.eval_shape(jax.random.key_data, leaf).shape if typed else tuple(leaf.shape)
+
+    def named(tree: Any) -> dict[str, Any]:
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
+
+    saved = named(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
+    there = {name: tuple(leaf.shape) for name, leaf in saved.items()}
+    here = {name: shape(leaf) for name, leaf in named(target).items()}
+    wrong = [
+        f"{name} is {there.get(name, 'absent')} there, {size} here"
+        for name, size in here.items()
+        if there.get(name) != size
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 2} more" if len(wrong) > 2 else ""
+        raise OtherModel("; ".join(wrong[:2]) + more)
 
 
 def _read_partially(folder: Any, target: Any) -> Any:

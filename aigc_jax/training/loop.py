@@ -64,7 +64,7 @@ def train(
     max_skipped: int,
     checkpoints: Checkpoints,
     about: Mapping[str, Any],
-    begin: Callable[[int, int], tuple[Writer, Hooks]],
+    begin: Callable[[int, int, Mapping[str, Any]], tuple[Writer, Hooks]],
     initial: Callable[[], Initial] | None = None,
     from_step: int | None = None,
 ) -> TrainState:
@@ -76,8 +76,8 @@ def train(
       batch_size: global; seed: of all randomness; mode: see `sharding.state_sharding`.
       max_skipped: steps in a row with anything that is not finite before the run stops; 0: never.
       checkpoints: where the run lies, closed by the caller; about: JSON beside each.
-      begin: (step to start from, number of parameters) -> (writer, hooks). Called once, when
-        nothing can be wrong with the settings: it writes config.json, spec.json and origin.json.
+      begin: (step to start from, number of parameters, JSON beside checkpoints) -> (writer, hooks).
+        Called once all settings are found to work: writes config.json, spec.json, origin.json.
       initial: () -> ({player: parameters} to start from instead of random ones, {name: what of
         `extra` goes with them}), called by a new run only: one that resumes needs it no more.
       from_step: goes on from the checkpoint of that step; None for the newest. Newer ones are set
@@ -106,7 +106,8 @@ def train(
         check_constants(checkpoints.about(start).get("constants", {}), known)
     with _batches(source, mesh, recipe.family.batches_per_step, batch_size, seed, start) as batches:
         given = initial() if initial and not restored else ({}, {})
-        writer, hooks = begin(start, parameters)
+        beside = {**about, "constants": known}
+        writer, hooks = begin(start, parameters, beside)
         if restored:
             state = restored[0]
             checkpoints.set_aside_after(start, superseded=from_step is not None)
@@ -116,7 +117,6 @@ def train(
 
         def save(state: TrainState, step: int, last: bool) -> None:
             if meter.may_save(step, last):
-                beside = {**about, "constants": known}
                 checkpoints.save(step, state, beside, prepared=hooks.prepare(state, step))
 
         state, step = _steps(run_step, state, start, batches, schedule, meter, writer, hooks, save)

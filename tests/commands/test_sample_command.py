@@ -30,7 +30,7 @@ def test_samples_are_written_with_labels_frames_and_arrays(run, command, tmp_pat
     assert f"6 samples of step 4: {tmp_path / name}.png" in done.stdout
 
 
-def test_every_image_and_an_animation(run, tmp_path, launch):
+def test_every_image_and_an_animation(run, tmp_path, launch, capsys):
     folder, _ = run
     sample = ["--mode=sample", f"--workdir={folder}", "--num=6", "--labels=3,7"]
     fast = ["--sampler=ddim", "--steps=3", "--guidance=2"]
@@ -47,3 +47,5 @@ def test_every_image_and_an_animation(run, tmp_path, launch):
     half = ["--dtype=bfloat16", "--raw", "--step=2", "--seed=5", "--num=2"]
     launch(*sample, *half, f"--output={tmp_path}/c", *fast)
     assert pictures(tmp_path / "c") == [f"step00000002-seed5-n2-raw-bfloat16{FAST}.png"]
+    launch(*sample, *fast, "--best", "--num=2", f"--output={tmp_path}/d")
+    assert "2 samples of step 4 (the best): " in capsys.readouterr().out

@@ -138,6 +138,33 @@ def test_few_samples_are_said_to_bias_and_too_few_refused():
         values(cloud(2, 3), ("inception_score",))
 
 
+@pytest.mark.parametrize("name", evaluators.DISTRIBUTION)
+def test_what_an_evaluator_says_that_it_needs_is_enough_for_it(name):
+    judged, reference = evaluators.NEEDS[name]
+    enough = {"reference": split("toy train", cloud(3, max(reference, 1)))}
+    assert evaluators.lacking(name, judged, reference) == ""
+    rows = values(cloud(2, judged), (name,), **enough)
+    assert rows
+    assert all(np.isfinite(row.value) for row in rows.values())
+    assert evaluators.lacking(name, judged - 1, reference).startswith(f"needs at least {judged} s")
+    if reference:
+        told = evaluators.lacking(name, judged, reference - 1)
+        assert (
+            told == f"needs at least {reference} real images to compare with, not {reference - 1}"
+        )
+    # Fewer held-out images leave their own column empty, and nothing else.
+    few = values(cloud(2, judged), (name,), held_out=split("few", TEST[:1]), **enough)
+    assert {row.real for row in few.values()} == {None}
+    if name != "memorisation":  # which looks at them
+        assert [row.value for row in few.values()] == [row.value for row in rows.values()]
+
+
+@pytest.mark.parametrize("name", ["fid", "kid", "precision_recall", "inception_score"])
+def test_with_one_sample_less_there_is_no_value(name):
+    with pytest.raises(ValueError, match=r"at least|same features|neighbours need"):
+        values(cloud(2, evaluators.NEEDS[name].judged - 1), (name,), real=False)
+
+
 def test_constant_images_are_refused_with_what_to_do():
     with pytest.raises(ValueError, match=r"all 50 samples have the same features.*--mode=sample"):
         values(np.full((50, 2, 2, 1), 7, np.uint8))

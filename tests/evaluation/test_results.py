@@ -28,6 +28,14 @@ def test_a_table_shows_each_value_beside_what_was_published():
     assert "evaluation" not in header  # a column that says nothing is left out
 
 
+def test_what_was_left_out_has_no_value_and_says_why():
+    text = results.table([Row("kid", float("nan"), 0, note="needs at least 2 samples, not 1")])
+    (line,) = text.splitlines()[1:]
+    assert line.split()[:3] == ["kid", "—", "0"]
+    assert "(needs at least 2 samples, not 1)" in line
+    assert "nan" not in text
+
+
 def test_evaluations_of_one_metric_are_told_apart():
     assert (ROWS[0].key, NAMED.key) == ("fid", "fid_10/fid")
     published = [("fid", 3.17, "1,000 steps"), ("fid_10/fid", 13.36, "10 steps")]

@@ -162,6 +162,14 @@ def test_evaluations_of_one_metric_are_told_apart(run):
     assert "eval/fid_ddim" not in page  # the same scores, logged without their protocol
 
 
+def test_what_was_left_out_has_no_value_and_says_why(run):
+    lacks = {"metric": "kid", "n": 0, "note": "needs at least 2 samples, not 1"}
+    put(run / "evaluations/a.json", evaluation(4000, None, row=lacks))
+    (row,) = report.contents(run)["result"]["rows"]
+    assert (row["metric"], row["value"]) == ("kid", "—")
+    assert lacks["note"] in row["cells"]
+
+
 def test_points_have_no_size_to_show(run):
     points = {"kind": "points", "shape": [2], "classes": 0}
     put(run / "spec.json", {"fields": {"x": points}, "conditions": {}, "sizes": {}})

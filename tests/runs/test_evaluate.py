@@ -242,6 +242,19 @@ def test_evaluations_share_samples_and_networks(extractors, monkeypatch):
     assert next(iter(rows)) == "loss"  # examples come first
 
 
+def test_what_needs_more_samples_is_a_row_with_a_note_beside_the_others(extractors):
+    given = {"few": {"metric": "inception_score"}, "fid": {}, "examples": {}}
+    made = Sampler().evaluator(extractors, given, count=9)
+    rows = made.run(NOTHING, seed=3, weights="EMA").rows
+    assert [row.key for row in rows] == ["loss", "fd_digits", "few/inception_score"]
+    assert np.isfinite([row.value for row in rows[:2]]).all()
+    assert (rows[2].n, rows[2].note) == (0, "needs at least 10 samples, not 9")
+    assert np.isnan(rows[2].value)
+    # On a schedule they would be curves without a point.
+    found = made.of_samples(NOTHING, seed=3, weights="EMA", real=False)
+    assert [row.key for row in found] == ["fd_digits"]
+
+
 def test_the_first_of_many_samples_are_the_few(extractors):
     few = by_metric(
         Sampler()

@@ -1,5 +1,6 @@
 """Which evaluations a config asks for, and what is refused before any work."""
 
+import numpy as np
 import pytest
 import specs
 import toys
@@ -92,7 +93,7 @@ def test_splits_that_samples_are_compared_with_are_named():
 
 
 def check(given, data=DIGITS, family=None, rebuild=None, **changes):
-    evaluations.check(
+    return evaluations.check(
         evaluations.plan(given, SETTINGS | changes),
         family or toys.one_player(),
         data,
@@ -103,7 +104,7 @@ def check(given, data=DIGITS, family=None, rebuild=None, **changes):
 
 
 def test_what_can_be_judged_passes():
-    check({"fid": {}, "examples": {}})
+    assert check({"fid": {}, "examples": {}}) == {}
     check({"mixture": {}}, RING)
     check({"examples": {}}, network="inception", count=1)  # none of which it needs
 
@@ -122,6 +123,29 @@ def test_what_can_be_judged_passes():
 def test_what_cannot_be_judged_is_refused(given, changes, message):
     with pytest.raises(ValueError, match=message):
         check(given, **changes)
+
+
+def test_what_so_few_examples_allow_no_value_of_is_left_out_with_what_it_lacks(tmp_path):
+    few = DIGITS._replace(dataset=datasets.load("digits", splits=("train[:4]", "test")))
+    few = few._replace(train_split="train[:4]")
+    given = {"fid": {}, "half": {"metric": "precision_recall"}, "inception_score": {}}
+    found = check(given, few, count=9, reference_split="train[:4]")
+    assert found == {
+        "half": "needs at least 6 real images to compare with, not 4",
+        "inception_score": "needs at least 10 samples, not 9",
+    }
+    assert check({"inception_score": {}, "examples": {}}, count=9).keys() == {"inception_score"}
+    told = r"nothing can be evaluated: inception_score needs at least 10 samples, not 9\. Set --num"
+    with pytest.raises(ValueError, match=told):
+        check({"inception_score": {}}, count=9)
+
+
+def test_statistics_of_other_features_are_refused_before_any_work(tmp_path):
+    np.savez(tmp_path / "x.npz", mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(
+        ValueError, match=r"statistics of 3 features, network 'digits' has 64: take"
+    ):
+        check({"fid": {}}, statistics=str(tmp_path / "x.npz"))
 
 
 def test_points_are_not_judged_as_images():

@@ -148,9 +148,65 @@ def test_a_spec_is_read_as_it_was_written(tmp_path):
 
 
 def test_weights_from_elsewhere_have_no_steps_to_choose_from(tmp_path):
-    for given in ({"step": 3}, {"raw": True}):
-        with pytest.raises(ValueError, match=r"no run in .*: leave --step and --raw out"):
-            models.load(tmp_path, {"init_from": "elsewhere"}, **given)
+    config = {"init_from": "elsewhere", "family": "gan"}
+    for given in ({"step": 3}, {"raw": True}, {"best": True}):
+        with pytest.raises(ValueError, match=r"no run in .*: leave --step, --best and --raw out"):
+            models.load(tmp_path, config, **given)
+
+
+def test_the_best_checkpoint_is_taken_by_name_or_by_its_step(tmp_path):
+    """Its step may be gone from the newest ones."""
+    changes = {"train.steps": 3, "checkpoint.every": 3, "log.eval_every": 1, "log.sample_every": 0}
+    toys.train(tmp_path, changes=changes | {"checkpoint.best_mode": "max"})
+    (name,) = (path.name for path in (tmp_path / "best").iterdir())
+    best = int(name)
+    assert best < 3  # else this test shows nothing
+    family = toys.one_player()
+    newest = models.load(tmp_path, family=family)
+    found = models.load(tmp_path, best=True, family=family)
+    by_step = models.load(tmp_path, step=best, family=family)
+    assert (newest.named, found.named) == ("step 3", f"step {best} (the best)")
+    assert by_step.step == best
+    assert toys.same(found.variables.params, by_step.variables.params)
+    assert not toys.same(found.variables.params, newest.variables.params)
+    with pytest.raises(ValueError, match=r"--best and --step=3 name two checkpoints"):
+        models.load(tmp_path, best=True, step=3, family=family)
+    with pytest.raises(
+        ValueError, match=r"best holds the best checkpoint of a run: say --workdir="
+    ):
+        models.load(tmp_path / "best", family=family)
+    assert folders.run_of(tmp_path / "best") == (tmp_path, True)
+    assert folders.run_of(tmp_path) == (tmp_path, False)
+    assert folders.run_of(tmp_path / "checkpoints") is None
+    (tmp_path / "best").rename(tmp_path / "away")
+    with pytest.raises(
+        FileNotFoundError, match=r"no best checkpoint in .*: .*checkpoint\.best names"
+    ):
+        models.load(tmp_path, best=True, family=family)
+
+
+def test_a_run_does_not_go_on_with_a_class_more(whole_runs):
+    workdir, data = whole_runs["one"][0], toys.dataset()
+    label = data.spec.conditions["label"]._replace(classes=3)
+    more = data._replace(spec=data.spec._replace(conditions={"label": label}))
+    with pytest.raises(folders.RunMismatch, match=r"3 classes here, 2 in the run"):
+        toys.train(workdir, changes={"train.steps": 9}, data=more)
+
+
+def test_data_of_other_classes_or_shapes_are_told_in_words(tmp_path):
+    spec = toys.dataset().spec
+    folders.write_spec(tmp_path, spec)
+    folders.check_same_spec(tmp_path, spec._replace(sizes={"train": 7}))
+    label = spec.conditions["label"]
+    more = spec._replace(conditions={"label": label._replace(classes=3)})
+    with pytest.raises(
+        folders.RunMismatch, match=r"other data: 3 classes here, 2 in the run\. Give"
+    ):
+        folders.check_same_spec(tmp_path, more)
+    larger = spec._replace(fields={"x": spec.fields["x"]._replace(shape=(8, 8, 1))}, conditions={})
+    words = r"x is image of 8x8x1 here, image of 4x4x1 in the run; 0 classes here, 2 in the run"
+    with pytest.raises(folders.RunMismatch, match=words):
+        folders.check_same_spec(tmp_path, larger)
 
 
 def test_a_place_without_checkpoints_is_an_error_that_says_so(tmp_path):

@@ -114,6 +114,16 @@ def judged(monkeypatch):
     return pretend
 
 
+def test_what_is_left_out_of_the_schedule_is_said_once(tmp_path, state, monkeypatch):
+    words = "needs at least 10 samples, not 8"
+    monkeypatch.setattr(evaluate, "check", lambda *_, **__: {"inception_score": words})
+    made, writer = observer(tmp_path, given={"inception_score": {}})
+    assert writer.said == [f"left out of the scheduled evaluations: inception_score {words}"]
+    for step in (1, 2):
+        assert list(made.evaluate(state, step)) == ["test/error"]
+    assert len(writer.said) == 1
+
+
 def test_metrics_of_samples_are_logged_and_written_by_their_key(tmp_path, state, judged):
     judged([Row("fid", 3.0, 8), Row("fid", 4.0, 8, evaluation="fid_ddim")])
     made, _ = observer(tmp_path)

@@ -191,6 +191,19 @@ def test_training_starts_from_weights_from_elsewhere(source, request, tmp_path, 
     jax.tree.map(np.testing.assert_array_equal, given[0](), (dict(expected), {}))
 
 
+def test_training_starts_from_the_best_of_a_run(run, tmp_path):
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    (folder / "checkpoints").rename(folder / "best")
+    config = smoke(init_from=str(folder / "best"))
+    params, _ = models.initial(config.init_from, config, build.build(config, SPEC), SPEC)
+    assert toys.same(params, run[1].ema)
+    assert models.load(tmp_path / "none", config).spec == SPEC
+    with pytest.raises(
+        ValueError, match=r"best holds the best checkpoint of a run: say --workdir="
+    ):
+        train.run(smoke(), folder / "best")
+
+
 @pytest.mark.parametrize(
     ("experiments", "names"),
     [(gan_mnist, {"generator"}), (vqvae_cifar, {"codebook", "counts", "sums"})],
@@ -200,28 +213,70 @@ def test_statistics_and_codebooks_go_with_the_weights(experiments, names, tmp_pa
     folder, state = random_run(tmp_path / "run", config)
     expected = {name: state.extra[name] for name in names}
     config.init_from = str(folder)
-    _, transferred = models.initial(folder, config, build.build(config, SPEC))
+    _, transferred = models.initial(folder, config, build.build(config, SPEC), SPEC)
     assert transferred.keys() == names
     assert toys.same(transferred, expected)
     for found in (models.load(folder), models.load(tmp_path / "none", config)):
         assert toys.same(found.variables.extra, expected)
 
 
-def test_other_networks_are_named_by_their_differences(run, exported, tmp_path):
+def test_another_network_of_a_run_is_named_by_its_differences(run):
     config = smoke(**{"network.width": 16, "network.blocks": 2})
-    family = build.build(config, SPEC)
-    with pytest.raises(ValueError, match=r"network.width: 16 here, 8 there; network.blocks: 2 he"):
-        models.initial(exported, config, family)
     with pytest.raises(ValueError, match=r"do not fit config.network: .* and \d+ more"):
-        models.initial(run[0], config, family)
-    conditional = smoke("+conditional")
-    with pytest.raises(ValueError, match=r"\['label'\]\['embedding'\] is absent there, \(11, 32\)"):
-        models.initial(exported, conditional, build.build(conditional, SPEC))
+        models.initial(run[0], config, build.build(config, SPEC), SPEC)
 
 
-def test_settings_that_change_nothing_are_no_differences(exported):
-    config = smoke(**{"network.attention": (16,), "network.dropout": 0.3})
-    models.initial(exported, config, build.build(config, SPEC))
+def test_a_diffusers_folder_brings_its_own_network_and_says_so(exported, tmp_path, capsys):
+    """Its weights fit no other; what training may choose stays as the config has it."""
+    changes = {"network.width": 16, "network.blocks": 2, "network.dropout": 0.3}
+    config = smoke(init_from=str(exported), **changes)
+    model = models.load(tmp_path / "none", config)
+    assert capsys.readouterr().out == (
+        f"{exported}: its own network is taken, network.width: 16 here, 8 there; "
+        "network.blocks: 2 here, 1 there\n"
+    )
+    taken = model.config["network"]
+    assert (taken["width"], taken["blocks"], taken["dropout"]) == (8, 1, 0.3)
+    same = smoke(init_from=str(exported), **{"network.attention": (16,)})  # which is never reached
+    models.with_network(same, tmp_path)
+    assert capsys.readouterr().out == ""
+    # A run that began with it has the network written down, and needs the folder no more.
+    run = tmp_path / "run"
+    files.write_json(run / "config.json", folders.as_dict(model.config) | {"init_from": "gone"})
+    folders.write_spec(run, SPEC)
+    resumed = models.with_network(smoke(init_from="gone", **changes), run)
+    assert resumed["network"] == taken
+    assert folders.differences(model.config, resumed) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_the_network_of_diffusers_own_example_is_sampled_by_any_config(tmp_path, capsys):
+    """Its settings are keys of no config; at images of another size attention keeps its level."""
+    diffusers = pytest.importorskip("diffusers")
+    kinds = ["DownBlock2D", "AttnDownBlock2D"], ["AttnUpBlock2D", "UpBlock2D"]
+    settings = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1}
+    settings |= {"norm_num_groups": 4, "down_block_types": kinds[0], "up_block_types": kinds[1]}
+    diffusers.UNet2DModel(**settings).save_pretrained(tmp_path / "hf")
+    config = smoke(init_from=str(tmp_path / "hf"))
+    model = models.load(tmp_path / "none", config)
+    assert model.spec.shape == (8, 8, 3)
+    found = {"norm_eps": 1e-5, "freq_shift": 0, "downsample_padding": 1, "flip_sin_to_cos": True}
+    assert {key: model.config["network"][key] for key in found} == found
+    assert "network.norm_eps: 1e-06 here, 1e-05 there" in capsys.readouterr().out
+    assert model.config["network"]["attention"] == [4]
+    # A run that began with it passes on what no config can say.
+    own, run = smoke(**{"network.attention": (4,), "network.heads": 2}), tmp_path / "run"
+    files.write_json(run / "config.json", folders.as_dict(model.config))
+    folders.write_spec(run, model.spec)
+    own.init_from = str(run)
+    assert models.with_network(own, tmp_path / "none")["network"] == model.config["network"]
+    own.network.heads = 1
+    with pytest.raises(ValueError, match=r"run has other heads: give --config.network.heads=2"):
+        models.with_network(own, tmp_path / "none")
+    larger = models.with_network(config, tmp_path / "none", (16, 16, 3))
+    assert larger["network"]["attention"] == [8]
+    images = SPEC._replace(fields={"x": Field("image", (16, 16, 3))})
+    models.initial(tmp_path / "hf", larger, build.build(larger, images), images)
 
 
 @pytest.mark.parametrize("source", ["run", "exported"])
@@ -251,7 +306,7 @@ def test_the_shape_of_a_folder_is_read_without_its_weights(exported, tmp_path):
     assert weights.diffusers_shape(folder) == ((8, 8, 1), 0)
     assert diffusers_folders.read_scheduler(folder) == diffusers_folders.read_scheduler(exported)
     with pytest.raises(FileNotFoundError, match="safetensors"):
-        weights.from_diffusers(folder, smoke().network)
+        weights.from_diffusers(folder)
 
 
 def test_what_diffusers_has_no_pipeline_for_is_told(run, tmp_path):
@@ -273,7 +328,7 @@ def test_what_diffusers_has_no_pipeline_for_is_told(run, tmp_path):
 def test_what_is_not_there_is_told(run, tmp_path):
     config = smoke(init_from=str(tmp_path / "gone"))
     with pytest.raises(FileNotFoundError, match=r"no folder .*gone: download a checkpoint"):
-        models.initial(config.init_from, config, build.build(config, SPEC))
+        models.initial(config.init_from, config, build.build(config, SPEC), SPEC)
     with pytest.raises(FileNotFoundError, match=r"no run in .*: train first"):
         sample.run(tmp_path / "gone", count=1)
     with pytest.raises(FileNotFoundError, match=r"no run in"):

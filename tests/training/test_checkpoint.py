@@ -131,6 +131,30 @@ def test_where_all_are_damaged_the_error_names_them_and_nothing_changes(run):
     assert {p: p.read_bytes() for p in contents(run)} == before
 
 
+def test_another_models_checkpoint_is_no_damage(run, opened):
+    """Its arrays are compared with those that are asked for before any is read."""
+    checkpoints, target = opened(run / "checkpoints"), toys.target()
+    net = target.params["net"]
+    bias = net[0]["bias"]
+    wide = jax.ShapeDtypeStruct((bias.shape[0] + 1,), bias.dtype, sharding=bias.sharding)
+    other = {"net": [{**net[0], "bias": wide}, *net[1:]]}
+    size = bias.shape[0]
+    words = (
+        rf"of another model \(step 6: params/net/0/bias is \({size},\) there, \({size + 1},\) here"
+    )
+    for read in (
+        lambda: checkpoints.restore(target.replace(params=other)),
+        lambda: checkpoints.restore_parts({"params": other}),
+    ):
+        with pytest.raises(CheckpointError, match=words) as told:
+            read()
+        assert "damaged" not in str(told.value)
+        assert "backup" not in str(told.value)
+    more = {"net": [*net, {"bias": bias}]}
+    with pytest.raises(CheckpointError, match=r"params/net/2/bias is absent there"):
+        checkpoints.restore_parts({"params": more})
+
+
 def test_a_damaged_best_is_set_aside_and_replaced(run, capsys):
     truncate(run / "best" / "00000006" / "about" / "metadata")
     toys.train(run, changes={"train.steps": 7})

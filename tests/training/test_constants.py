@@ -31,14 +31,19 @@ def taught(scale: float, opened: list | None = None):
 
 
 def test_a_run_learns_from_a_frozen_network_that_its_checkpoints_do_not_hold(tmp_path):
-    state = toys.train(tmp_path, taught(3.0), QUIET | {"train.steps": 40, "checkpoint.every": 0})
+    changes = QUIET | {"train.steps": 40, "checkpoint.every": 0, "log.eval_every": 40}
+    state = toys.train(tmp_path, taught(3.0), changes | {"checkpoint.best": "test/error"})
     bias = np.asarray(state.params["net"][-1]["bias"])
     assert bias.mean() > 0.5  # drawn to the teacher's 3
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    about = checkpoints.about(40)
-    checkpoints.close()
+    abouts = []
+    for folder in ("checkpoints", "best"):
+        checkpoints = Checkpoints(tmp_path / folder)
+        abouts.append(checkpoints.about(40))
+        checkpoints.close()
+    about, best = abouts
     assert list(about["constants"]) == ["teacher"]
     assert not any("teacher" in name for name in about["digest"])
+    assert {name: best[name] for name in about} == about  # the best says of itself what others do
 
 
 def test_a_run_goes_on_with_the_same_network_and_is_refused_with_another(tmp_path):
