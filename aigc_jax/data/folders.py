@@ -261,7 +261,7 @@ def _about_classes(classes: Classes, source: str, splits: Mapping[str, np.ndarra
 
 
 def _sizes(splits: Mapping[str, np.ndarray]) -> str:
-    return " and ".join(f"{split} {len(positions):,}" for split, positions in splits.items())
+    return ", ".join(f"{split} {len(positions):,}" for split, positions in splits.items())
 
 
 def _count(count: int, noun: str, what: str = "") -> str:
