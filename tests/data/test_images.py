@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 from picture_folders import counts, fill, sizes, tree, zipped
+from PIL import Image
 
 from aigc_jax.data import datasets, folders, images
 from aigc_jax.data.images import DataError

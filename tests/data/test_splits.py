@@ -5,6 +5,7 @@ import itertools
 import pytest
 import tensorflow_datasets as tfds
 
+from aigc_jax.commands import common
 from aigc_jax.data import splits
 from aigc_jax.data.images import DataError
 
@@ -36,3 +37,15 @@ def test_parts_that_share_examples():
     assert splits.overlap(part("a"), part("a[-5%:]")) == 5
     assert splits.overlap(part("a"), part("b")) == 0
     assert splits.overlap(part("a[:9]", "b"), part("a[9:]", "b[:1]")) == 1  # two domains
+
+
+def test_a_model_is_tested_on_others_than_it_learns_from():
+    def open_data(train, test):
+        data = {"name": "ring", "train_split": train, "test_split": test}
+        return common.open_data({"data": data, "train": {"batch_size": 8}})
+
+    open_data("train[:100]", "train[100:]")
+    open_data("train", "train")  # on purpose
+    for train, test, count in (("train[:100]", "train[90:]", 10), ("test", "test[:25%]", "2,500")):
+        with pytest.raises(ValueError, match=f"share {count} examples: a model is tested on"):
+            open_data(train, test)
