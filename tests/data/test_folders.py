@@ -49,6 +49,12 @@ LAYOUTS = {
         {},
         "passed over: 3 images beside the folders of splits",
     ),
+    "beside the splits of classes": (
+        {"train__a": 2, "train__b": 1, "test__b": 1, "old__c": 3},
+        {"train": 3, "test": 1},
+        {"a": 2, "b": 2},
+        "2 classes from folders: a 2, b 2, splits train 3, test 1 (folders); passed over: 3 images",
+    ),
     "a class that is called train": (
         {"bus": 2, "train": 2},
         {"train": 4},
