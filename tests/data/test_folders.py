@@ -55,6 +55,18 @@ LAYOUTS = {
         {"a": 2, "b": 2},
         "2 classes from folders: a 2, b 2, splits train 3, test 1 (folders); passed over: 3 images",
     ),
+    "domains": (
+        {"horses__TrainA__x": 2, "horses__trainB__y": 1, "horses__testA": 1, "horses__testB": 1},
+        {"trainA": 2, "trainB": 1, "testA": 1, "testB": 1},
+        {},
+        "no classes, splits trainA 2, trainB 1, testA 1, testB 1 (folders)",
+    ),
+    "enough without the test images": (
+        {"train__a": 20, "train__b": 20, "test": 3},
+        {"train": 38, "test": 2},
+        {"a": 20, "b": 20},
+        "(by name); passed over: 3 images without a label",
+    ),
     "a class that is called train": (
         {"bus": 2, "train": 2},
         {"train": 4},

@@ -36,7 +36,14 @@ def test_the_identity_of_a_folder_says_what_changed(tmp_path):
     trained = held.names[held.splits["train"][0]]
     with (root / trained).open("ab") as file:
         file.write(b"more")
-    assert changes() == ["train: as many as in the run, but other names, sizes or labels"]
+    other = ["train: as many as in the run, but other names, sizes or labels"]
+    assert changes() == other
+    old = load(root, splits=["train"]).identity
+    text = "".join(f'{{"file_name": "{n}", "label": "{"ab"[n > "b"]}"}}\n' for n in held.names)
+    (root / "metadata.jsonl").write_text(text)
+    assert changes() == []  # the same classes from a file
+    (root / "metadata.jsonl").write_text(text.replace('"a"}', '"b"}', 1))
+    assert changes() == other
 
 
 def test_checksums_tell_images_of_one_size_apart(tmp_path):
