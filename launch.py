@@ -76,7 +76,7 @@ OWN = {
             "num", None, "Number of samples; default: 64, or the evaluation's.", lower_bound=1
         ),
         flags.DEFINE_integer("seed", 0, "Sample i depends on (seed, i) only."),
-        flags.DEFINE_list("labels", None, "Classes to draw, in turn, such as 3,7."),
+        flags.DEFINE_list("labels", None, "Classes to draw, in turn: 3,7 or cat,dog."),
         flags.DEFINE_string("sampler", None, "Name of the sampler, such as ancestral or ddim."),
         flags.DEFINE_integer("steps", None, "Steps of the sampler.", lower_bound=1),
         flags.DEFINE_float("guidance", None, "Strength of the label; 1 is none added."),

@@ -8,7 +8,7 @@ scikit-learn's 1,797 handwritten digits, 8x8. Not published anywhere: it is here
 from ml_collections import ConfigDict
 
 from configs.bases import diffusion
-from configs.bases.base import finish
+from configs.bases.base import finish, test_metric
 
 VARIANTS = diffusion.VARIANTS | {
     "smoke": diffusion.SMOKE
@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.update({"learning_rate": 2e-3, "warmup": 100, "schedule": "cosine"})
     config.ema.update({"half_life": 20_000.0, "ramp": 0.1})
     config.log.update({"eval_every": 1500, "sample_every": 1500, "first_sample": 500})
-    config.checkpoint.update({"every": 1500, "best": "test/loss"})
+    config.checkpoint.update({"every": 1500, "best": test_metric(config, "loss")})
     config.evaluation.update(
         {"network": "digits", "count": 500, "scheduled_count": 200, "at_end": True}
     )

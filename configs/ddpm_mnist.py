@@ -9,7 +9,7 @@ MNIST has no published DDPM score under one protocol; docs/results.md has what w
 from ml_collections import ConfigDict
 
 from configs.bases import diffusion
-from configs.bases.base import finish
+from configs.bases.base import finish, test_metric
 
 VARIANTS = diffusion.VARIANTS | {"smoke": diffusion.SMOKE}
 
@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.update({"learning_rate": 1e-3, "warmup": 100, "schedule": "cosine"})
     config.ema.update({"half_life": 20_000.0, "ramp": 0.1})
     config.log.update({"eval_every": 1000, "sample_every": 500})
-    config.checkpoint.update({"every": 250, "best": "test/loss"})
+    config.checkpoint.update({"every": 250, "best": test_metric(config, "loss")})
     config.evaluation.update({"network": "lenet", "count": 10_000, "examples": 2000})
     config.evaluation.likelihood_count = 256  # a thousand network calls each
     return finish(config, VARIANTS, variant)

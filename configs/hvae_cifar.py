@@ -13,7 +13,7 @@ docs/results.md has "small".
 from ml_collections import ConfigDict
 
 from configs.bases import base, vae
-from configs.bases.base import finish, half_life
+from configs.bases.base import finish, half_life, test_metric
 
 DIMS = 32 * 32 * 3
 
@@ -68,7 +68,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.skip_above = 400.0 * DIMS
     config.ema.update({"half_life": half_life(0.9999, 32), "ramp": 0.0})
     config.log.update({"eval_every": 10_000, "sample_every": 10_000})
-    config.checkpoint.update({"every": 5000, "best": "test/neg_elbo"})
+    config.checkpoint.update({"every": 5000, "best": test_metric(config, "neg_elbo")})
     config.evaluation.examples = 2048
     config.published = (("bits_per_dim", 2.87, "openai/vdvae README, mean of four runs, test set"),)
     return finish(config, VARIANTS, variant)

@@ -17,7 +17,7 @@ N(0, I): samples of the prior are noise, which is what a diffusion model over co
 from ml_collections import ConfigDict
 
 from configs.bases import base, vae
-from configs.bases.base import finish
+from configs.bases.base import finish, test_metric
 
 VARIANTS = {
     "plain": {"vae.perceptual.network": ""},
@@ -77,7 +77,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.update({"batch_size": 64, "steps": 200_000})
     config.optimizer.update({"learning_rate": 1e-4, "b1": 0.5, "b2": 0.9})
     config.log.update({"eval_every": 5000, "sample_every": 5000})
-    config.checkpoint.update({"every": 5000, "best": "test/distortion"})
+    config.checkpoint.update({"every": 5000, "best": test_metric(config, "distortion")})
     config.evaluation.examples = 2048
     # No metrics of samples: the prior's samples are noise.
     names = ("examples", "diagnosis", "reconstruction")

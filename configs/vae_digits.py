@@ -9,7 +9,7 @@ pixels. Not published anywhere: it is here to be seen working.
 from ml_collections import ConfigDict
 
 from configs.bases import vae
-from configs.bases.base import finish
+from configs.bases.base import finish, test_metric
 
 VARIANTS = {
     "conditional": {"vae.conditional": True},
@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.vae.likelihood.name = "gaussian_learned"
     config.train.update({"batch_size": 64, "steps": 5000})
     config.optimizer.schedule = "cosine"
-    config.checkpoint.best = "test/neg_elbo"
+    config.checkpoint.best = test_metric(config, "neg_elbo")
     config.evaluation.update({"network": "digits", "count": 500, "scheduled_count": 200})
     config.evaluation.at_end = True
     return finish(config, VARIANTS, variant)

@@ -14,7 +14,7 @@ the fixed binarisation). docs/results.md has what we measured.
 from ml_collections import ConfigDict
 
 from configs.bases import vae
-from configs.bases.base import finish
+from configs.bases.base import finish, test_metric
 
 VARIANTS = {
     "conv": {"network": {"name": "conv", "latent": 20, "widths": (32, 64)}},
@@ -39,7 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.vae.binarise = "dynamic"
     config.train.steps = 4690  # 10 epochs
     config.log.update({"eval_every": 469, "sample_every": 469})
-    config.checkpoint.best = "test/neg_elbo"
+    config.checkpoint.best = test_metric(config, "neg_elbo")
     config.evaluation.update({"network": "lenet", "count": 10_000})
     config.published = (
         ("neg_elbo", 104.0, "google/flax:examples/vae, 10 epochs, fixed binarisation"),

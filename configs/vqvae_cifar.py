@@ -16,7 +16,7 @@ Not trained by us yet; docs/results.md has "small".
 from ml_collections import ConfigDict
 
 from configs.bases import base, vae
-from configs.bases.base import finish
+from configs.bases.base import finish, test_metric
 
 VARIANTS = {
     "small": {
@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.update({"batch_size": 128, "steps": 250_000})
     config.optimizer.learning_rate = 2e-4
     config.log.update({"eval_every": 5000, "sample_every": 5000})
-    config.checkpoint.update({"every": 5000, "best": "test/distortion"})
+    config.checkpoint.update({"every": 5000, "best": test_metric(config, "distortion")})
     config.evaluation.examples = 2048
     config.published = (("bits_per_dim", 4.67, "van den Oord et al. 2017, section 4.1"),)
     return finish(config, VARIANTS, variant)

@@ -28,8 +28,8 @@ def open_data(config: Mapping[str, Any], splits: Iterable[str] = ()) -> RealData
     data = checks.arguments("data", datasets.load, config["data"], given, beside)
     train, test = data.pop("train_split"), data.pop("test_split")
     dataset = datasets.load(**data, splits=tuple(dict.fromkeys((train, test, *splits))))
-    both = overlap(dataset.parts[train], dataset.parts[test]) if train != test else 0
-    if both:
+    both = overlap(*(dataset.parts.get(split, ()) for split in (train, test)))
+    if both and train != test:
         raise ValueError(
             f"data.train_split={train} and data.test_split={test} share {both:,} examples: "
             "a model is tested on others than it learns from"

@@ -1,6 +1,7 @@
 """Draws samples from a trained model and writes a picture of them."""
 
 import argparse
+import difflib
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -55,7 +56,7 @@ def main(flags: argparse.Namespace) -> None:
         flags.config,
         count=64 if flags.num is None else flags.num,
         seed=flags.seed,
-        labels=as_labels(flags.labels),
+        labels=flags.labels,
         settings={"sampler": flags.sampler, "steps": flags.steps, "guidance": flags.guidance},
         batch_size=flags.batch,
         step=flags.step,
@@ -70,21 +71,13 @@ def main(flags: argparse.Namespace) -> None:
     )
 
 
-def as_labels(words: Sequence[str] | None) -> list[int] | None:
-    """["3", "7"] -> [3, 7]; None without any."""
-    try:
-        return [int(word) for word in words] if words else None
-    except ValueError:
-        raise ValueError(f"--labels are numbers such as 3,7, not {','.join(words)}") from None
-
-
 def run(
     workdir: str | pathlib.Path,
     config: Mapping[str, Any] | None = None,
     *,
     count: int = 64,
     seed: int = 0,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int | str] | None = None,
     settings: Mapping[str, Any] | None = None,
     batch_size: int = 64,
     step: int | None = None,
@@ -102,7 +95,8 @@ def run(
     Args:
       workdir, config, step, best, raw, dtype: see `runs.model.load`.
       count: how many samples; sample i depends on (seed, i) only.
-      labels: sample i is of class labels[i % len(labels)]; None takes every class in turn.
+      labels: names or numbers of classes, sample i being of labels[i % len(labels)]; None takes
+        every class in turn.
       settings: replaces values of `config.sampling`, such as sampler, steps, guidance.
       batch_size: samples at a time.
       frames: also writes a strip of this many frames of how each sample comes to be; with `gif`,
@@ -170,17 +164,24 @@ def check_arguments(count: int, frames: int, gif: bool, save: str) -> None:
         raise ValueError(f"an animation needs a number of frames, such as 20, not {frames}")
 
 
-def labels_of(model: models.Model, labels: Sequence[int] | None) -> Sequence[int] | None:
-    """The labels asked for, else every class in turn; None of a model without classes."""
-    every = figures.labels_of(model.family)
-    if labels is None:
+def labels_of(model: models.Model, labels: Sequence[int | str] | None) -> Sequence[int] | None:
+    """The labels asked for, else every class in turn; None of a model without classes.
+
+    A word is the name of a class, else its number.
+    """
+    every, names = figures.labels_of(model.family), model.spec.class_names
+    if not labels:
         return every
     if every is None:
         raise ValueError("labels were asked for, but this model was trained without them")
-    wrong = [label for label in labels if label not in every]
+    known = {word: label for label in every for word in (label, str(label))}
+    known |= {name: label for label, name in enumerate(names)}
+    wrong = [str(label) for label in labels if label not in known]
     if wrong:
-        raise ValueError(f"labels {wrong} are not in 0..{len(every) - 1}")
-    return labels
+        near = difflib.get_close_matches(wrong[0], names, n=3) or names[:6]
+        named = f" and are no names of classes such as {', '.join(near)}" if names else ""
+        raise ValueError(f"labels {', '.join(wrong)} are not in 0..{len(every) - 1}{named}")
+    return [known[label] for label in labels]
 
 
 def check_shows(

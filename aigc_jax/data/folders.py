@@ -67,25 +67,24 @@ def open_folder(
     files = images.open_folder(path)
     kept = {None: DOMAINS, "folders": (*DOMAINS, *SPLITS), "names": ()}[splits_from]
     root = _root(files.names, kept)
-    inner = [plain(name[len(root) :]) for name in files.names]
-    split_of = _split_folders(inner, splits_from)
+    split_of = _split_folders([name[len(root) :] for name in files.names], splits_from)
     if splits_from == "folders" and not split_of:
         raise DataError(f"{path!r} has no subfolder {', '.join(SPLITS)}: unset data.splits_from")
-    found = _find_labels(files, root, inner, split_of, labels_from)
+    inside = [n for n in files.names if not split_of or top(n[len(root) :]) in split_of]
+    beside, files = len(files.names) - len(inside), files._replace(names=tuple(inside))
+    found = _find_labels(files, root, split_of, labels_from)
     classes = labels.number(found)
 
-    splits = np.array([split_of.get(top(name), "") for name in inner])
-    beside = (splits == "") if split_of else np.zeros(len(inner), bool)
-    bare = np.array([label is None for label in found.values or inner])
-    used = np.flatnonzero(~beside & ~bare)
-    if not len(used):
-        raise DataError(f"no image of a split in {path!r} has a label: set data.labels_from=none")
+    bare = [label is None for label in found.values or (0,) * len(inside)]
+    used = np.flatnonzero(np.logical_not(bare))
+    names = tuple(files.names[i] for i in used)
     classes = classes._replace(ids=tuple(classes.ids[i] for i in used) if classes.ids else ())
-    paths = [inner[i] for i in used]
-    chosen, how = _splits(paths, splits[used], classes.ids, by_folder=splits_from == "folders")
+    paths = [plain(name[len(root) :]) for name in names]
+    splits = np.array([split_of.get(top(name[len(root) :]), "") for name in names])
+    chosen, how = _splits(paths, splits, classes.ids, by_folder=splits_from == "folders")
     passed = [
-        _count(beside.sum(), "image", "beside the folders of splits"),
-        _count((bare & ~beside).sum(), "image", "without a label"),
+        _count(beside, "image", "beside the folders of splits"),
+        _count(sum(bare), "image", "without a label"),
         images.by_suffix(name for name in files.others if name not in found.files),
         f"empty folders {_few(files.empty)}" if files.empty else "",
         _few(files.notes),
@@ -96,7 +95,6 @@ def open_folder(
         *found.notes,
         *([f"passed over: {', '.join(filter(None, passed))}"] if any(passed) else ()),
     ]
-    names = tuple(files.names[i] for i in used)
     return Folder(files, names, classes, chosen, "; ".join(about))
 
 
@@ -204,11 +202,7 @@ def _split_folders(inner: Sequence[str], splits_from: str | None) -> dict[str, s
 
 
 def _find_labels(
-    files: Files,
-    root: str,
-    inner: Sequence[str],
-    split_of: Mapping[str, str],
-    labels_from: str | None,
+    files: Files, root: str, split_of: Mapping[str, str], labels_from: str | None
 ) -> Labels:
     domains = not set(DOMAINS).isdisjoint(split_of.values())
     if labels_from == "none" or (labels_from is None and domains):
@@ -221,8 +215,8 @@ def _find_labels(
         if found.source or (found.files and not found.notes):  # or a file says that there are none
             return found
         notes = found.notes
-    paths = [name.partition("/")[2] if top(name) in split_of else name for name in inner]
-    found = labels.of_folders(paths)
+    paths = [plain(name[len(root) :]) for name in files.names]
+    found = labels.of_folders([p.partition("/")[2] if split_of else p for p in paths])
     if labels_from and not found.source:
         raise DataError(f"data.labels_from='folders', but {files.path!r} has not two of classes")
     return found._replace(notes=(*notes, *found.notes))
@@ -261,7 +255,7 @@ def _about_classes(classes: Classes, source: str, splits: Mapping[str, np.ndarra
 
 
 def _sizes(splits: Mapping[str, np.ndarray]) -> str:
-    return " and ".join(f"{split} {len(positions):,}" for split, positions in splits.items())
+    return ", ".join(f"{split} {len(positions):,}" for split, positions in splits.items())
 
 
 def _count(count: int, noun: str, what: str = "") -> str:

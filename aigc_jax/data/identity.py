@@ -34,9 +34,7 @@ def differences(old: Identity, new: Identity) -> list[str]:
         if run["size"] != here["size"]:
             found.append(f"{split}: {here['size']:,} examples here, {run['size']:,} in the run")
         elif run["digest"] != here["digest"]:
-            found.append(
-                f"{split}: as many examples as in the run, but with other names, sizes or labels"
-            )
+            found.append(f"{split}: as many as in the run, but other names, sizes or labels")
         elif {"checksum"} <= run.keys() & here.keys() and run["checksum"] != here["checksum"]:
             found.append(f"{split}: the names and sizes of the run, but other contents")
     return found

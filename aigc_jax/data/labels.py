@@ -84,7 +84,8 @@ def of_files(listing: Files, folders: Iterable[str], wanted: str | None) -> Labe
             f"data.labels_from={wanted!r} is no file in {listing.path!r} that has labels of its "
             f"images; it may be 'none', 'folders' or such as {FILES[0]}"
         )
-    notes = (f"{missing:,} names in {', '.join(used)} that are not there",) if missing else ()
+    said = f"images named in {', '.join(used)} that are not there: {missing:,}"
+    notes = (said,) if missing else ()
     if not values:
         return Labels(files=tuple(used), notes=notes)
     every = [values.get(plain(name)) for name in listing.names]

@@ -225,7 +225,7 @@ def check_same_spec(workdir: pathlib.Path, spec: DataSpec) -> None:
             wrong.append(f"{name} is {here} here, {there} in the run")
     if spec.classes != old.classes:
         wrong.append(f"{spec.classes} classes here, {old.classes} in the run")
-        here, there = (_class_names(found) for found in (spec, old))
+        here, there = (found.class_names for found in (spec, old))
         for word, names, others in (("new", here, there), ("gone", there, here)):
             only = [name for name in names if others and name not in others]
             wrong[-1] += f" ({word}: {', '.join(only)})" * bool(only)
@@ -234,10 +234,6 @@ def check_same_spec(workdir: pathlib.Path, spec: DataSpec) -> None:
             f"{workdir} holds a run on other data: {'; '.join(wrong)}. Give the data that it began "
             f"with, or start anew in another --workdir, from its weights by --config.init_from"
         )
-
-
-def _class_names(spec: DataSpec) -> tuple[str, ...]:
-    return spec.conditions["label"].names if "label" in spec.conditions else ()
 
 
 def _described(field: Field | None) -> str:

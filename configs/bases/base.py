@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 # {name: settings}. A name is a metric's, or any other with the metric under "metric"; settings
@@ -53,7 +53,7 @@ def base() -> ConfigDict:
             "name": "",  # any of TFDS, or "digits", "stacked_mnist", "ring", "grid", "folder"
             "data_dir": placeholder(str),  # of TFDS; None: $TFDS_DATA_DIR or ~/tensorflow_datasets
             "path": placeholder(str),  # of "folder": a folder or .zip of images
-            # Of "folder"; None finds out, and says what is found (README.md):
+            # Of "folder"; None finds out, and says what is found (docs/images.md):
             "labels_from": placeholder(str),  # "none", "folders", or a file's name
             "splits_from": placeholder(str),  # "folders" such as train and test, or "names"
             "image_size": 0,  # 0: as they are
@@ -121,6 +121,11 @@ def base() -> ConfigDict:
     )
     config.published = ()  # rows (metric, value, source)
     return config
+
+
+def test_metric(config: ConfigDict, name: str) -> FieldReference:
+    """A metric of the test split, whichever that is, as `checkpoint.best` names it."""
+    return config.data.get_oneway_ref("test_split") + f"/{name}"
 
 
 def half_life(decay: float, batch_size: int) -> float:

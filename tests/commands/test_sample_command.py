@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aigc_jax.commands.sample import labels_of
+from aigc_jax.family import DataSpec, Drawing, Family, Field
+from aigc_jax.runs.model import Model
+
 FAST = "-sampler_ddim-steps_3-guidance_2.0"  # how a file's name tells what was asked for
 
 
@@ -49,3 +53,25 @@ def test_every_image_and_an_animation(run, tmp_path, launch, capsys):
     assert pictures(tmp_path / "c") == [f"step00000002-seed5-n2-raw-bfloat16{FAST}.png"]
     launch(*sample, *fast, "--best", "--num=2", f"--output={tmp_path}/d")
     assert "2 samples of step 4 (the best): " in capsys.readouterr().out
+
+
+def test_classes_are_asked_for_by_name_or_number():
+    def asked(labels, names=("2", "cat", "dog"), classes=3):
+        label = {"label": Field("label", (), classes, names)} if classes else {}
+        spec = DataSpec({"x": Field("image", (4, 4, 1))}, label, {})
+        drawing = Drawing(
+            None, None, conditions={name: f._replace(names=()) for name, f in label.items()}
+        )
+        family = Family(None, (), None, (), drawing=drawing)
+        return labels_of(Model({}, spec, family, None, 0), labels)
+
+    assert asked(["dog", "1", "2", 2]) == [2, 1, 0, 2]  # a word is a name first
+    assert asked(["1"], names=()) == [1]
+    assert asked(None) == asked([]) == range(3)
+    assert asked(None, classes=0) is None
+    with pytest.raises(
+        ValueError, match=r"labels cta are not in 0\.\.2 and are no .* such as cat$"
+    ):
+        asked(["cta"])
+    with pytest.raises(ValueError, match="trained without them"):
+        asked(["cat"], classes=0)

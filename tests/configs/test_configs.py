@@ -211,6 +211,15 @@ def test_the_losses_of_gan_mnist_are_those_of_a_dcgan(loss):
         assert parts[0][last] == parts[1][last], key
 
 
+def test_the_best_checkpoint_is_that_of_the_test_split_whichever_that_is():
+    config = ddpm_digits.get_config()
+    assert config.checkpoint.best == "test/loss"
+    config.data.test_split = "train[90%:]"
+    assert config.checkpoint.best == "train[90%:]/loss"
+    config.checkpoint.best = ""
+    assert config.data.test_split == "train[90%:]"
+
+
 def test_an_unknown_variant_names_the_near_ones():
     with pytest.raises(LookupError, match=r"unknown variant 'cosin': did you mean cosine\?"):
         ddpm_digits.get_config("smoke+cosin")

@@ -1,7 +1,6 @@
 """Data sets: what is read is right, and what cannot be read says so in one line."""
 
 import ast
-import itertools
 import pathlib
 import re
 import subprocess
@@ -14,7 +13,7 @@ import specs
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from aigc_jax.data import datasets, digits, images, splits
+from aigc_jax.data import datasets, digits
 from aigc_jax.data.images import DataError
 from aigc_jax.data.sources import ArraySource, StreamedSource
 
@@ -100,12 +99,12 @@ def test_stacked_mnist(shared_tfds):
         np.testing.assert_array_equal(batch["x"][..., channel], want)
     every = source.fetch(np.arange(26_000))["label"]
     assert len(np.unique(every)) == 1000
-    first = datasets.load(
-        "stacked_mnist", data_dir=shared_tfds, splits=("test[:5]",), in_memory=False
+    few = datasets.load(
+        "stacked_mnist", data_dir=shared_tfds, splits=("test[5:10]",), in_memory=False
     )
-    assert first.spec.sizes == {"test[:5]": 5}
+    assert few.spec.sizes == {"test[5:10]": 5}
     np.testing.assert_array_equal(
-        first.sources["test[:5]"].fetch(np.arange(5))["x"], batch["x"][:5]
+        few.sources["test[5:10]"].fetch(np.arange(5))["x"], batch["x"][5:10]
     )
 
 
@@ -235,18 +234,6 @@ def test_every_kind_of_image_becomes_rgb(tmp_path):
     assert source.x[5, -1, [0, -1], 0].tolist() == [0, 0]
 
 
-def test_crop_and_resize_keep_the_middle():
-    ramp = np.tile(np.arange(40, dtype=np.uint8)[None, :, None], (20, 1, 3))
-    data = images.io.BytesIO()
-    Image.fromarray(ramp).save(data, format="png")
-    decode = lambda **k: images.to_array(data.getvalue(), 3, upright=False, **k)[0, :, 0]  # noqa: E731
-    np.testing.assert_array_equal(decode(image_size=0, crop=0), np.arange(40))
-    np.testing.assert_array_equal(decode(image_size=0, crop=6), np.arange(17, 23))
-    np.testing.assert_array_equal(decode(image_size=20, crop=0), np.arange(10, 30))
-    halved = decode(image_size=10, crop=20).astype(float)
-    np.testing.assert_allclose(halved[1:-1], np.arange(10.5, 30, 2)[1:-1], atol=1)
-
-
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_corrupt_images_are_named_or_left_out(folder, in_memory, capsys):
     (folder / "07.png").write_bytes((folder / "07.png").read_bytes()[:40])
@@ -285,35 +272,6 @@ def test_a_slice_is_a_part_of_its_split(folder, in_memory, tmp_path):
     np.testing.assert_array_equal(
         few.fetch(np.arange(7))["x"], whole.fetch(np.arange(200, 207))["x"]
     )
-
-
-@pytest.mark.parametrize("size", [39, 1000])
-def test_slices_are_those_of_tfds(size):
-    info = tfds.core.SplitInfo(
-        name="train", shard_lengths=[size], num_bytes=0, filename_template=None
-    )
-    bounds = ["", "3", "-7", "1_0", "5%", "-12%", "33.3%", "90%"]
-    for a, b in itertools.product(bounds, bounds):
-        units = {x[-1] == "%" for x in (a, b) if x}
-        if len(units) != 1:  # nothing, or a mixture
-            continue
-        split = f"train[{a}:{b}]"
-        (found,) = tfds.core.ReadInstruction.from_spec(split).to_absolute({"train": info})
-        want = (found.from_ or 0, size if found.to is None else found.to)
-        if want[0] < want[1]:
-            assert splits.choose("x", {"train": size}, [split])[split] == ("train", *want)
-        else:
-            with pytest.raises(DataError, match="cannot be taken"):
-                splits.choose("x", {"train": size}, [split])
-
-
-def test_parts_that_share_examples():
-    part = lambda *names: splits.choose("x", {"a": 100, "b": 50}, names).values()  # noqa: E731
-    assert splits.overlap(part("a[:50]"), part("a[50:]")) == 0
-    assert splits.overlap(part("a[:60]"), part("a[50:]")) == 10
-    assert splits.overlap(part("a"), part("a[-5%:]")) == 5
-    assert splits.overlap(part("a"), part("b")) == 0
-    assert splits.overlap(part("a[:9]", "b"), part("a[9:]", "b[:1]")) == 1  # two domains
 
 
 def test_only_the_images_of_a_slice_are_decoded(folder):

@@ -30,11 +30,13 @@ def test_points_are_the_mixture_itself(name, k):
 
 
 def test_a_data_set_of_points_is_loaded_by_name():
-    dataset = datasets.load("grid", splits=("train[:300]", "test"))
-    assert dataset.spec == specs.points({"train[:300]": 300, "test": 10_000})
+    dataset = datasets.load("grid", splits=("train[:300]", "train[300:]", "test"))
+    assert dataset.spec == specs.points({"train[:300]": 300, "train[300:]": 99_700, "test": 10_000})
     batch = dataset.sources["train[:300]"].fetch(np.array([0, 299]))
     assert list(batch) == ["x"]
     np.testing.assert_array_equal(batch["x"], mixtures.arrays("grid", "train")[[0, 299]])
+    rest = dataset.sources["train[300:]"].fetch(np.arange(1))
+    np.testing.assert_array_equal(rest["x"], mixtures.arrays("grid", "train")[[300]])
     assert batch["x"].dtype == np.float32
     assert np.abs(mixtures.arrays("grid", "test")).max() > 4  # not squeezed into [-1, 1]
 

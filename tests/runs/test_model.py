@@ -143,8 +143,12 @@ def test_a_run_of_an_earlier_version_says_so_in_one_line(tmp_path):
 
 
 def test_a_spec_is_read_as_it_was_written(tmp_path):
-    folders.write_spec(tmp_path, toys.dataset().spec)
-    assert folders.read_spec(tmp_path) == toys.dataset().spec
+    plain = toys.dataset().spec
+    named = plain._replace(conditions={"label": toys.LABEL._replace(names=("cat", "dog"))})
+    for spec in (plain, named):
+        folders.write_spec(tmp_path, spec)
+        assert folders.read_spec(tmp_path) == spec
+        assert ("names" in (tmp_path / "spec.json").read_text()) == (spec is named)
 
 
 def test_weights_from_elsewhere_have_no_steps_to_choose_from(tmp_path):

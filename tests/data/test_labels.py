@@ -1,0 +1,100 @@
+"""Labels in files beside a folder's images."""
+
+import json
+
+import pytest
+from picture_folders import counts, fill, sizes, tree
+
+from aigc_jax.data import folders, labels
+from aigc_jax.data.images import DataError
+
+STYLEGAN = {"labels": [["0/000.png", 3], ["0/001.png", 0], ["0/gone.png", 1]]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "classes"),
+    [
+        ("dataset.json", json.dumps(STYLEGAN), {0: 1, 1: 0, 2: 0, 3: 1}),
+        (
+            "metadata.jsonl",
+            '{"file_name": "0/000.png", "label": "b"}\n\n'
+            '{"file_name": "./0/001.png", "label": "ä"}\n'
+            '{"file_name": "0/gone.png", "label": "ä"}\n{"file_name": "0/002.png", "label": null}',
+            {"b": 1, "ä": 1},
+        ),
+        (
+            "labels.csv",
+            "\ufefffilename,Label\n0/000.png, 1\n0\\001.png,0\ngone.png,0\n0/002.png,\n",
+            {0: 1, 1: 1},
+        ),
+        (
+            "metadata.csv",
+            "label;file_name\nb10;0/000.png\nb9;0/001.png\nb9;x.png",
+            {"b9": 1, "b10": 1},
+        ),
+    ],
+)
+@pytest.mark.parametrize("wrapper", ["", "set/"])
+def test_labels_of_files(tmp_path, name, text, classes, wrapper):
+    fill(tmp_path / wrapper / "0", 2)
+    fill(tmp_path / wrapper / "1", 3, start=2)  # these have no label
+    (tmp_path / wrapper / name).write_text(text, encoding="utf-8")
+    found = folders.open_folder(str(tmp_path))
+    assert counts(found) == classes
+    assert f"classes from {wrapper}{name}: " in found.about
+    assert f"images named in {wrapper}{name} that are not there: 1" in found.about
+    assert found.about.endswith("passed over: 3 images without a label")  # and not the file itself
+    assert len(folders.open_folder(str(tmp_path), labels_from="none").names) == 5
+    assert counts(folders.open_folder(str(tmp_path), labels_from="folders")) == {0: 2, 1: 3}
+
+
+def test_label_files_of_the_top_and_of_each_split(tmp_path):
+    tree(tmp_path, train=2, test=2)
+    for split, names in (("train", "ab"), ("test", "bc")):
+        rows = "".join(f"{i:03d}.png,{name}\n" for i, name in enumerate(names))
+        (tmp_path / split / "metadata.csv").write_text("file_name,label\n" + rows)
+    found = folders.open_folder(str(tmp_path))
+    assert (sizes(found), counts(found)) == ({"train": 2, "test": 2}, {"a": 1, "b": 2, "c": 1})
+    nested = tmp_path / "nested"
+    fill(nested / "images", 2)
+    (nested / "mine.csv").write_text("path,class\nimages/000.png,x\n001.png,y\n")
+    (nested / "labels.csv").write_text("file_name,caption\n000.png,a cat\n")  # no labels in it
+    assert counts(folders.open_folder(str(nested))) == {}
+    assert counts(folders.open_folder(str(nested), labels_from="mine.csv")) == {"x": 1, "y": 1}
+
+
+def test_a_file_that_says_there_are_no_labels_is_believed(tmp_path):
+    tree(tmp_path, **{"00000": 3, "00001": 3})
+    (tmp_path / "dataset.json").write_text('{"labels": null}')
+    assert counts(folders.open_folder(str(tmp_path))) == {}
+    (tmp_path / "dataset.json").write_text('{"labels": [["x.png", 0]]}')  # of some other images
+    found = folders.open_folder(str(tmp_path))
+    assert counts(found) == {"00000": 3, "00001": 3}
+    assert "images named in dataset.json that are not there: 1" in found.about
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("dataset.json", "{", "dataset.json cannot be read as labels"),
+        ("dataset.json", '{"labels": [["000.png"]]}', "dataset.json cannot be read as labels"),
+        ("dataset.json", '{"labels": [["000.png", 0.5]]}', "or a whole number from 0 on, not 0.5"),
+        ("dataset.json", '{"labels": [["000.png", -1]]}', "or a whole number from 0 on, not -1"),
+        ("metadata.jsonl", "1", "metadata.jsonl cannot be read as labels"),
+    ],
+)
+def test_damaged_label_files_are_refused(tmp_path, name, text, message):
+    fill(tmp_path, 2)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message) as error:
+        folders.open_folder(str(tmp_path))
+    assert "data.labels_from" in str(error.value)
+    assert folders.open_folder(str(tmp_path), labels_from="none").names
+
+
+def test_names_are_in_their_natural_order():
+    order = ["2", "10", "a2", "A10", "b"]
+    found = labels.number(labels.Labels([*reversed(order), None], "folders"))
+    assert found == labels.Classes((4, 3, 2, 1, 0, None), 5, tuple(order))
+    numbers = labels.number(labels.Labels(["1", "0"], "folders"))
+    assert numbers == labels.Classes((1, 0), 2, ())
