@@ -72,16 +72,17 @@ def pixels(data: bytes) -> tuple[int, int]:
         return image.height, image.width
 
 
-def open_folder(path: str) -> Folder:
+def open_folder(path: str, setting: str = "data.path") -> Folder:
     """Lists the images of a folder (recursively) or a .zip; hidden files are passed over.
 
     They carry labels where each lies exactly one subfolder deep and there are two subfolders or
     more: the classes are then the subfolders in the order of their names. Where there are `DOMAINS`
     on top, these are splits, what lies elsewhere is passed over and nothing carries a label.
+    `setting` is what to change where there is nothing.
     """
     root = pathlib.Path(path).expanduser()
     if not root.exists():
-        raise DataError(f"there is no folder or .zip of images at {path!r}: set data.path")
+        raise DataError(f"there is no folder or .zip of images at {path!r}: set {setting}")
     if root.is_dir():
         names = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
 

@@ -42,6 +42,23 @@ class Model(NamedTuple):
         return Driver(self.family.drawing, mesh.devices.flat[0].platform)
 
 
+def outline(workdir: str | pathlib.Path, config: Mapping[str, Any] | None = None) -> Model:
+    """The model of a run before any weights are read, for what can be refused by then.
+
+    Args and errors as of `load`; `variables` are empty and `step` is 0.
+    """
+    workdir = pathlib.Path(workdir)
+    if _from_elsewhere(workdir, config):
+        spec = _spec_of(pathlib.Path(config["init_from"]).expanduser())
+    else:
+        if config is None:
+            config = folders.read(workdir, "config.json")
+        else:
+            folders.check_same(workdir, config)
+        spec = folders.read_spec(workdir)
+    return Model(config, spec, build.build(config, spec), Variables({}, {}), 0)
+
+
 def load(
     workdir: str | pathlib.Path,
     config: Mapping[str, Any] | None = None,
@@ -71,7 +88,7 @@ def load(
         `raw` where no run is.
     """
     workdir = pathlib.Path(workdir)
-    if config is not None and config["init_from"] and not folders.is_run(workdir):
+    if _from_elsewhere(workdir, config):
         if step is not None or raw:
             raise ValueError(
                 f"there is no run in {workdir} to take another step or raw weights of: leave "
@@ -185,6 +202,10 @@ def initial(
     weights.check_fit(source, params, expected_params)
     weights.check_fit(source, transferred, expected_extra)
     return params, transferred
+
+
+def _from_elsewhere(workdir: pathlib.Path, config: Mapping[str, Any] | None) -> bool:
+    return config is not None and bool(config["init_from"]) and not folders.is_run(workdir)
 
 
 def _with_rest(
