@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -144,16 +144,14 @@ def run(
     # As stored, an image takes a byte a value: 50,000 samples fit in memory.
     samples = np.concatenate([modality.to_stored(batch) for batch in batches])
     if frames:
-        first = min(count, 64 if gif else 10)
-        strips = np.concatenate(list(drawn(count=first, batch_size=first, frames=frames)), axis=1)
+        strips = strips_of(drawn, min(count, 64 if gif else 10), frames)
     if pictures:
         shown = figures.figures(model.family, model.variables, mesh, seed, model.spec.kind)
     path = folder / f"{name}.png"
     if jax.process_index() > 0:  # the first process writes for all
         return path
     save_image(picture_of(samples, modality, data, model), path)
-    if save:
-        save_samples(samples, labels, modality, folder / name, save)
+    save_samples(samples, labels, modality, folder / name, save)
     if pictures:
         print(*figures.save(shown, folder, name).values(), sep="\n", flush=True)
     if frames:
@@ -259,15 +257,20 @@ def save_samples(
     path: pathlib.Path,
     how: str,
 ) -> None:
-    """Writes samples as stored to `path`.npz, or each to a file of its own in the folder `path`."""
+    """Writes samples as stored: "npz" to `path`.npz, "png" each to a file in the folder `path`."""
     if how == "png":
         with files.folder(path) as place:
             modality.save(samples, place)
-        return
-    arrays = {"x": samples}
-    if labels is not None:
-        arrays["label"] = np.resize(np.asarray(labels), len(samples))
-    files.write_arrays(path.with_name(path.name + ".npz"), arrays)
+    elif how == "npz":
+        arrays = {"x": samples}
+        if labels is not None:
+            arrays["label"] = np.resize(np.asarray(labels), len(samples))
+        files.write_arrays(path.with_name(path.name + ".npz"), arrays)
+
+
+def strips_of(drawn: Callable[..., Iterator[np.ndarray]], count: int, frames: int) -> np.ndarray:
+    """So many frames of how each of the first samples comes to be, [frames, count, ...]."""
+    return np.concatenate(list(drawn(count=count, batch_size=count, frames=frames)), axis=1)
 
 
 def frames_path(path: pathlib.Path, frames: int, gif: bool) -> pathlib.Path:
