@@ -18,14 +18,15 @@ def test_samples_are_written_with_labels_frames_and_arrays(run, command, tmp_pat
         "--steps=3", "--guidance=2", "--save=npz", "--frames=4", f"--output={tmp_path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    name = f"step00000004-seed0-n6{FAST}"
-    assert pictures(tmp_path) == [f"{name}-strip.png", f"{name}.npz", f"{name}.png"]
+    name = f"step00000004-seed0-n6-labels_3_7{FAST}"
+    strip = f"{name}-frames_4-strip.png"
+    assert pictures(tmp_path) == [strip, f"{name}.npz", f"{name}.png"]
     arrays = np.load(tmp_path / f"{name}.npz")
     assert sorted(arrays) == ["label", "x"]
     assert arrays["x"].shape == (6, 8, 8, 1)
     assert arrays["x"].dtype == np.uint8
     assert arrays["label"].tolist() == [3, 7, 3, 7, 3, 7]
-    strip = Image.open(tmp_path / f"{name}-strip.png")
+    strip = Image.open(tmp_path / strip)
     assert strip.width / strip.height == pytest.approx(4 / 6, abs=0.02)
     assert f"6 samples of step 4: {tmp_path / name}.png" in done.stdout
 
@@ -35,15 +36,16 @@ def test_every_image_and_an_animation(run, tmp_path, launch):
     sample = ["--mode=sample", f"--workdir={folder}", "--num=6", "--labels=3,7"]
     fast = ["--sampler=ddim", "--steps=3", "--guidance=2"]
     launch(*sample, *fast, "--save=png", "--frames=3", "--gif", f"--output={tmp_path}/a")
-    singles = sorted((tmp_path / "a" / f"step00000004-seed0-n6{FAST}").glob("*.png"))
+    singles = sorted((tmp_path / "a" / f"step00000004-seed0-n6-labels_3_7{FAST}").glob("*.png"))
     assert [path.name for path in singles] == [f"{i:06d}.png" for i in range(6)]
-    animation = Image.open(tmp_path / "a" / f"step00000004-seed0-n6{FAST}.gif")
+    (animation,) = (tmp_path / "a").glob("*-n6-labels_3_7*-frames_3.gif")
+    animation = Image.open(animation)
     assert animation.n_frames == 3
     # The same images whatever the batch, the number and the process that drew them.
     launch(*sample, *fast, "--save=npz", "--num=3", "--batch=8", f"--output={tmp_path}/b")
-    arrays = np.load(tmp_path / "b" / f"step00000004-seed0-n3{FAST}.npz")["x"]
+    arrays = np.load(tmp_path / "b" / f"step00000004-seed0-n3-labels_3_7{FAST}.npz")["x"]
     drawn = np.stack([np.asarray(Image.open(path)) for path in singles[:3]])
     assert np.abs(arrays[..., 0].astype(int) - drawn).max() <= 1
     half = ["--dtype=bfloat16", "--raw", "--step=2", "--seed=5", "--num=2"]
     launch(*sample, *half, f"--output={tmp_path}/c", *fast)
-    assert pictures(tmp_path / "c") == [f"step00000002-seed5-n2-raw-bfloat16{FAST}.png"]
+    assert pictures(tmp_path / "c") == [f"step00000002-seed5-n2-raw-bfloat16-labels_3_7{FAST}.png"]
