@@ -132,8 +132,8 @@ def check_apart(output: str | pathlib.Path, source: str | pathlib.Path) -> None:
     """
     source, output = pathlib.Path(source).expanduser(), pathlib.Path(output)
     place = output.resolve()
-    for folder in (place, *place.parents):
-        if folder.exists() and source.exists() and folder.samefile(source):
+    for above in (place, *place.parents):
+        if above.exists() and source.exists() and above.samefile(source):
             raise OutputError(
                 f"the output {output} would lie in the input {source}: name a folder outside it "
                 "by --output"

@@ -127,7 +127,7 @@ def test_what_cannot_be_translated_is_refused(model, photographs, tmp_path):
         apply.translate_folder(model, tmp_path / "gone", tmp_path / "out", "a2b")
     with pytest.raises(ValueError, match="takes images of 32x32x3, not 32x32x1"):
         apply.translate(model, np.zeros((2, 32, 32, 1), np.uint8), "a2b")
-    with pytest.raises(ValueError, match="images are 4x18: .* 8 or a larger multiple of 4"):
+    with pytest.raises(ValueError, match=r"images are 4x18: .* 8 or a larger multiple of 4"):
         apply.translate(model, np.zeros((2, 4, 18, 3), np.uint8), "a2b")
     other = Model(ddpm_digits.get_config("smoke"), SPEC, toys.one_player(), Variables({}, {}), 0)
     with pytest.raises(ValueError, match="this model does not translate"):
