@@ -154,10 +154,7 @@ def each_image(
     batches = _Batches(source, framing or of_one_size((height, width)), channels)
     writes, shown = jax.process_index() == 0, []
     if writes and batches.scaled:
-        about = (
-            f"{batches.scaled} of {len(names)} images are scaled for the model, and back after it"
-        )
-        print(about, flush=True)
+        print(f"{batches.scaled} of {len(names)} images are scaled to fit the model", flush=True)
     with (
         files.folder(output) if writes else contextlib.nullcontext(output) as place,
         tqdm(total=len(names), unit="img", desc=doing, disable=None) as bar,
