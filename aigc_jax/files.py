@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 INSTEAD = "name another --output, or move it away"
+ELSEWHERE = "move it away, or write elsewhere by --output or --workdir"
 PROBE = 4096  # bytes written and removed to see whether a folder can be written to
 
 
@@ -113,14 +114,15 @@ def check(
     for path in map(pathlib.Path, paths):
         if path.is_dir():
             if not folders:
-                raise OutputError(f"{path} is a folder, in the way of a file: {INSTEAD}")
+                raise OutputError(f"{path} is a folder, in the way of a file: {ELSEWHERE}")
             if new and _holds_something(path):
                 raise OutputError(f"{path} is not empty: {INSTEAD}")
             if path.is_mount() and not _holds_something(path):
                 raise OutputError(f"{path} is a mount point: name a folder within it by --output")
         elif os.path.lexists(path) and (folders or new):
-            what = "a file, in the way of a folder" if folders else "there already"
-            raise OutputError(f"{path} is {what}: {INSTEAD}")
+            if folders:
+                raise OutputError(f"{path} is a file, in the way of a folder: {ELSEWHERE}")
+            raise OutputError(f"{path} is there already: {INSTEAD}")
         place = path if _holds_something(path) else path.resolve().parent
         _check_writable(next(p for p in (place, *place.parents) if os.path.lexists(p)), path, size)
 
@@ -142,14 +144,14 @@ def check_apart(output: str | pathlib.Path, source: str | pathlib.Path) -> None:
 
 def _check_writable(place: pathlib.Path, path: pathlib.Path, size: int) -> None:
     if not place.is_dir():
-        raise OutputError(f"{place} is no folder, so there can be no {path}: {INSTEAD}")
+        raise OutputError(f"{place} is no folder, so there can be no {path}: {ELSEWHERE}")
     try:
         with tempfile.TemporaryFile(dir=place) as probe:
             probe.write(bytes(PROBE))
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written, {place} takes no file ({error.strerror}): name another "
-            "--output or --workdir"
+            f"{path} cannot be written, {place} takes no file ({error.strerror}): write "
+            "elsewhere by --output or --workdir"
         ) from error
     free = shutil.disk_usage(place).free
     if free < size:

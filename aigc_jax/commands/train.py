@@ -53,6 +53,7 @@ def run(
       NonFiniteError, CheckpointError: see `training.loop.train`.
     """
     workdir, setting = pathlib.Path(workdir), config["evaluation"]
+    sharding.check_on_first(partial(files.check, workdir, folders=True, new=False))
     planned = plan(config["evaluations"], setting)
     data = common.open_data(config, splits(planned))
     family = build.build(config, data.spec)

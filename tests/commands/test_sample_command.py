@@ -1,8 +1,12 @@
 """Sampling by command: pictures, arrays, strips and animations of a trained model."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
+
+from aigc_jax.commands import evaluate, sample
 
 FAST = "-sampler_ddim-steps_3-guidance_2.0"  # how a file's name tells what was asked for
 
@@ -49,3 +53,47 @@ def test_every_image_and_an_animation(run, tmp_path, launch):
     half = ["--dtype=bfloat16", "--raw", "--step=2", "--seed=5", "--num=2"]
     launch(*sample, *half, f"--output={tmp_path}/c", *fast)
     assert pictures(tmp_path / "c") == [f"step00000002-seed5-n2-raw-bfloat16-labels_3_7{FAST}.png"]
+
+
+def test_samples_of_other_labels_have_other_names_and_the_same_are_made_again(run, tmp_path):
+    folder, _ = run
+    settings = {"sampler": "ddim", "steps": 2}
+    draw = {"count": 2, "settings": settings}
+    named = [sample.run(folder, labels=labels, **draw) for labels in (None, [3], [7], [3] * 99)]
+    assert len(set(named)) == 4
+    before = named[1].read_bytes()
+    assert sample.run(folder, labels=[3], **draw, save="png") == named[1]
+    assert named[1].read_bytes() == before
+    (named[1].with_suffix("") / "notes.txt").write_text("mine")
+    sample.run(folder, labels=[3], **draw, save="png")  # its name says all that it depends on
+    assert len(pictures(named[1].with_suffix(""))) == 3
+    path = sample.run(folder, **draw, output=tmp_path, save="npz")
+    path.write_text("mine")
+    with pytest.raises(ValueError, match="is there already: name another --output"):
+        sample.run(folder, **draw, output=tmp_path)
+    path.rename(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"\.npz is there already"):
+        sample.run(folder, **draw, output=tmp_path, save="npz")
+    assert (tmp_path / "a.png").read_text() == "mine"
+
+
+def test_what_can_be_refused_is_refused_before_weights_are_read(run, tmp_path, monkeypatch):
+    folder, _ = run
+
+    def load(*args, **kwargs):
+        raise AssertionError("weights are read")
+
+    monkeypatch.setattr(sample.models, "load", load)
+    (tmp_path / "file").write_text("mine")
+    for options, match in [
+        ({"pictures": True}, "has no pictures of codes"),
+        ({"labels": [10]}, "are not in 0..9"),
+        ({"output": tmp_path / "file"}, "is a file, in the way of a folder"),
+        ({"output": tmp_path / "file" / "a"}, "is no folder, so there can be no"),
+        ({"save": "npz", "count": 10**15}, r"takes .* MB, but .* MB free"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            sample.run(folder, **options)
+    (tmp_path / "evaluations").write_text("mine")
+    with pytest.raises(ValueError, match="evaluations is a file, in the way of a folder"):
+        evaluate.run(tmp_path, json.loads((folder / "config.json").read_text()))
