@@ -54,7 +54,7 @@ def run(
         shape, or files that are there already.
     """
     model = models.load(workdir, config, step=step, raw=raw)
-    folder = pathlib.Path(output or pathlib.Path(workdir) / "codes")
+    folder = pathlib.Path(output or pathlib.Path(workdir) / "codes").expanduser()
     data = common.open_data(model.config)
     paths = {split: folder / f"{split}.npz" for split in (data.train_split, data.test_split)}
     sharding.check_on_first(partial(files.check, *paths.values()))

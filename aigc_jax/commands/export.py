@@ -45,6 +45,7 @@ def run(
       FileNotFoundError, ValueError: no such run, a model that diffusers has no pipeline for, or
         an output that is there already or cannot be written.
     """
+    output = pathlib.Path(output).expanduser()
     model = models.load(workdir, config, step=step)
     config = model.config
     if config["family"] != "diffusion":

@@ -142,7 +142,7 @@ def each_image(
         raise ValueError(f"a folder holds images, but the model's data are {model.spec.kind}")
     height, width, channels = model.spec.shape
     source = images.open_folder(str(folder), "--input")
-    names, output = output_names(source.names), pathlib.Path(output).resolve()
+    names, output = output_names(source.names), pathlib.Path(output).expanduser().resolve()
     compared = output.with_name(f"{output.name}-compared.png")
 
     def check() -> None:
