@@ -153,16 +153,18 @@ def test_large_images_come_fewer_at_a_time(tmp_path):
 
 def test_broken_images_are_left_out_and_named(tmp_path, capsys):
     save(tmp_path / "in" / "good.png")
-    save(tmp_path / "in" / "half.png", (64, 64))
-    whole = (tmp_path / "in" / "half.png").read_bytes()
-    (tmp_path / "in" / "half.png").write_bytes(whole[: len(whole) // 2])
+    for name in ("half.jpg", "half.png"):  # the header of a JPEG says its size, a PNG is decoded
+        save(tmp_path / "in" / name, (64, 64))
+        whole = (tmp_path / "in" / name).read_bytes()
+        (tmp_path / "in" / name).write_bytes(whole[: len(whole) - 20])
     (tmp_path / "in" / "no.jpg").write_bytes(b"no picture")
     inverted(toy(), tmp_path / "in", tmp_path / "out")
     assert set(content(tmp_path / "out")) == {"good.png"}
     said = capsys.readouterr().out
-    assert "2 of 3 images cannot be read and are left out: " in said
+    assert "3 of 4 images cannot be read and are left out: " in said
     assert "no.jpg (cannot identify" in said
     assert "half.png (" in said
+    assert "half.jpg (" in said
     assert "on_corrupt" not in said
     (tmp_path / "in" / "good.png").unlink()
     with pytest.raises(ValueError, match=r"no image in .*in can be read: .*half\.png \("):
