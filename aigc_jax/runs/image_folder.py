@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from aigc_jax import files
@@ -238,6 +238,8 @@ class _Batches:
     def _noting(self, name: str) -> Iterator[None]:
         try:
             yield
+        except UnidentifiedImageError:  # whose message names no file, but an object
+            self.broken[name] = "no image"
         except Exception as error:  # each of Pillow's formats fails in its own way, a .zip too
             self.broken[name] = " ".join(str(error).split()) or type(error).__name__
 
