@@ -71,7 +71,7 @@ OWN = {
             "dtype", None, ["bfloat16", "float16", "float32"], "Precision to keep the weights in."
         ),
         flags.DEFINE_integer("batch", 64, "Examples at a time.", lower_bound=1),
-        flags.DEFINE_string("output", None, "Folder to write to; default: in the workdir."),
+        flags.DEFINE_string("output", None, "New folder to write to; default: in the workdir."),
         flags.DEFINE_integer(
             "num", None, "Number of samples; default: 64, or the evaluation's.", lower_bound=1
         ),
@@ -91,6 +91,7 @@ OWN = {
         ),
         flags.DEFINE_string("input", None, "A folder or .zip of images."),
         flags.DEFINE_enum("direction", "a2b", ["a2b", "b2a"], "From which domain to which."),
+        flags.DEFINE_bool("resize", False, "Images at the size of training, and the results back."),
         flags.DEFINE_bool("distributed", False, "Several hosts, found by the cluster."),
         flags.DEFINE_string("coordinator", None, "Several hosts: host:port of the first."),
         flags.DEFINE_integer("processes", None, "Several hosts: how many processes."),

@@ -208,6 +208,8 @@ class Family(NamedTuple):
         `View.constants`. Called where training starts, and by nothing that only draws.
       drawing, codec, views: capabilities; None where a family has none.
       translate: (variables, x [n, ...], direction "a2b" or "b2a") -> examples of the other domain.
+      stride: `translate` takes images of any sides that are multiples of this, from twice it on; 0
+        where it takes those of the data's shape alone.
       bound: (variables, batch, key) -> {name: [B]}, like `evaluate`, but too expensive for a
         schedule: a whole likelihood bound, an importance-weighted one. Compiles what it needs.
     """
@@ -224,3 +226,4 @@ class Family(NamedTuple):
     translate: Callable | None = None
     views: Views | None = None
     bound: Callable | None = None
+    stride: int = 0

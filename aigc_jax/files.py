@@ -1,10 +1,35 @@
-"""Files that are written whole or not at all."""
+"""The one way results reach the disk: whole or not at all, and never over what someone has.
+
+A file or a folder is written under a hidden name beside its place and renamed when it is complete.
+A kill leaves that hidden name, which the next process that writes beside it removes.
+
+What may be written again is what only we write and the same command makes anew: the files of a run
+in its own folder, and samples there, whose names say all that they depend on. All else (a folder
+that someone names, results of someone's images, codes, an export) gets new names only: `check`
+refuses before the work what is there already.
+"""
 
 import contextlib
+import functools
 import json
+import os
 import pathlib
-from collections.abc import Iterator
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import numpy as np
+
+INSTEAD = "name another --output, or move it away"
+ELSEWHERE = "move it away, or write elsewhere by --output or --workdir"
+PROBE = 4096  # bytes written and removed to see whether a folder can be written to
+
+
+class OutputError(ValueError):
+    """An output that cannot be written where it should be; one line that says what to do."""
 
 
 @contextlib.contextmanager
@@ -12,16 +37,49 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a path to write to, which takes the place of `path` when the block ends well.
 
     A kill or an error leaves what was there before. Makes the folder.
+
+    Raises:
+      OSError: it could not be written; the message names the file.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial(path)
     try:
+        with _named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(path.parent.absolute())
+            yield partial
+            partial.replace(path)
+    finally:
+        with contextlib.suppress(OSError):  # such as a file where the folder should be
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a folder to fill, which is to be found at `path` when the block ends well, whole.
+
+    A kill or an error leaves nothing there. A folder that holds something already is yielded
+    itself: it keeps what it holds, and gets the new files one by one.
+
+    Raises:
+      OSError: it could not be made; the message names it.
+    """
+    path = pathlib.Path(path).resolve()  # nothing takes the place of a link to an empty folder
+    if _holds_something(path):
+        yield path
+        return
+    partial = _partial(path)
+    try:
+        with _named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(path.parent)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
         yield partial
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        with _named(path):
+            partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: str | pathlib.Path, text: str) -> None:
@@ -33,3 +91,113 @@ def write_text(path: str | pathlib.Path, text: str) -> None:
 def write_json(path: str | pathlib.Path, content: Any) -> None:
     """Writes JSON whole or not at all."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_arrays(path: str | pathlib.Path, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays as .npz, uncompressed, whole or not at all."""
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)  # given a name, it would add a suffix of its own
+
+
+def check(
+    *paths: str | pathlib.Path, folders: bool = False, new: bool = True, size: int = 0
+) -> None:
+    """Raises OutputError where outputs cannot be written; called before the work, leaves no trace.
+
+    Args:
+      paths: where they are to lie, all on one disk.
+      folders: whether they are folders, of which an empty one may be there.
+      new: whether what is there already is refused; else only what stands in the way, such as a
+        folder where a file is to lie.
+      size: bytes that they will take, where that is known.
+    """
+    for path in map(pathlib.Path, paths):
+        if path.is_dir():
+            if not folders:
+                raise OutputError(f"{path} is a folder, in the way of a file: {ELSEWHERE}")
+            if new and _holds_something(path):
+                raise OutputError(f"{path} is not empty: {INSTEAD}")
+            if path.is_mount() and not _holds_something(path):
+                raise OutputError(f"{path} is a mount point: name a folder within it by --output")
+        elif os.path.lexists(path) and (folders or new):
+            if folders:
+                raise OutputError(f"{path} is a file, in the way of a folder: {ELSEWHERE}")
+            raise OutputError(f"{path} is there already: {INSTEAD}")
+        place = path if _holds_something(path) else path.resolve().parent
+        _check_writable(next(p for p in (place, *place.parents) if os.path.lexists(p)), path, size)
+
+
+def check_apart(output: str | pathlib.Path, source: str | pathlib.Path) -> None:
+    """Raises OutputError where an output would lie in the folder that is read, or be that folder.
+
+    Links and ".." are followed.
+    """
+    source, output = pathlib.Path(source).expanduser(), pathlib.Path(output)
+    place = output.resolve()
+    for above in (place, *place.parents):
+        if above.exists() and source.exists() and above.samefile(source):
+            raise OutputError(
+                f"the output {output} would lie in the input {source}: name a folder outside it "
+                "by --output"
+            )
+
+
+def _check_writable(place: pathlib.Path, path: pathlib.Path, size: int) -> None:
+    if not place.is_dir():
+        raise OutputError(f"{place} is no folder, so there can be no {path}: {ELSEWHERE}")
+    try:
+        with tempfile.TemporaryFile(dir=place) as probe:
+            probe.write(bytes(PROBE))
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written, {place} takes no file ({error.strerror}): write "
+            "elsewhere by --output or --workdir"
+        ) from error
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise OutputError(
+            f"{path} takes {size / 1e6:,.0f} MB, but {place} has {free / 1e6:,.0f} MB free: make "
+            "room, or name another --output"
+        )
+
+
+def _holds_something(path: pathlib.Path) -> bool:
+    return path.is_dir() and any(path.iterdir())
+
+
+@contextlib.contextmanager
+def _named(path: pathlib.Path) -> Iterator[None]:
+    """Errors of writing with the name of what was not written, which not every library says."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"could not write {path}: {error}") from error
+
+
+def _partial(path: pathlib.Path) -> pathlib.Path:
+    """The hidden name that this process writes to first; not too long whatever the final one."""
+    name = os.fsencode(path.name)[:100].decode(errors="ignore")
+    return path.with_name(f".{name}.partial-{socket.gethostname()}-{os.getpid()}")
+
+
+@functools.cache  # once a process and folder: one of 50,000 images is not searched for each
+def _remove_abandoned(folder: pathlib.Path) -> None:
+    """Removes what processes of this host left half written and will not finish."""
+    pattern = re.compile(rf"\..*\.partial-{re.escape(socket.gethostname())}-(\d+)")
+    for entry in folder.iterdir():
+        found = pattern.fullmatch(entry.name)
+        if found and not _alive(int(found[1])):
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # someone else's
+        pass
+    return True

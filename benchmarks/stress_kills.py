@@ -4,8 +4,8 @@
 
 For each family and number of devices one run is trained without a break, and others are killed
 (SIGKILL) and started again until they are done. Every row of metrics, every picture and the digest
-of every leaf of every checkpoint that is left must be the same. Prints the counts of kills, of those
-within a save, of tracebacks, hangs and differences.
+of every leaf of every checkpoint that is left must be the same. Prints the counts of kills, of
+those within a save, of tracebacks, hangs and differences.
 """
 
 import argparse

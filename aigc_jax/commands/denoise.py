@@ -52,16 +52,16 @@ def run(
     best: bool = False,
     raw: bool = False,
 ) -> pathlib.Path:
-    """Decodes the code of every image of a folder or .zip.
+    """Decodes the code of every image of a folder or .zip, each to a PNG of its own size.
 
     Args:
       workdir, config, step, best, raw: see `runs.model.load`.
       input: the folder or .zip.
-      output: folder to write to; None takes denoised/ in the workdir.
+      output: new folder to write to; None takes denoised/ in the workdir.
       batch_size: images at a time.
 
     Returns:
-      The path of a picture of some images above what became of them.
+      The path of a picture of some images above what became of them, beside the folder.
 
     Raises:
       FileNotFoundError, ValueError: no such run, a model without an encoder, or images that
@@ -71,5 +71,5 @@ def run(
     output = output or pathlib.Path(workdir) / "denoised"
     path = apply.denoise_folder(model, input, output, batch_size=batch_size)
     if jax.process_index() == 0:
-        print(f"denoised by {model.named}: {path}", flush=True)
+        print(f"denoised by {model.named}: {output}, compared in {path}", flush=True)
     return path

@@ -1,8 +1,10 @@
 """Writes the codes of the training and test data as .npz, with their shift and scale."""
 
 import argparse
+import contextlib
 import pathlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ from aigc_jax import files
 from aigc_jax.commands import common
 from aigc_jax.runs import apply
 from aigc_jax.runs import model as models
+from aigc_jax.training import sharding
 
 FLAGS: tuple[str, ...] = (
     "output",
@@ -51,27 +54,30 @@ def run(
 
     Args:
       workdir, config, step, best, raw: see `runs.model.load`.
-      output: folder to write to; None takes codes/ in the workdir.
+      output: folder to write to, which holds no such files yet; None takes codes/ in the workdir.
 
     Returns:
       The paths of the files, one a split.
 
     Raises:
       FileNotFoundError, ValueError: no such run, a model without an encoder, or data of another
-        shape.
+        shape, or files that are there already.
     """
     model = models.load(workdir, config, step=step, best=best, raw=raw)
-    folder, paths = pathlib.Path(output or pathlib.Path(workdir) / "codes"), []
+    folder = pathlib.Path(output or pathlib.Path(workdir) / "codes").expanduser()
     data = common.open_data(model.config)
-    for split in dict.fromkeys((data.train_split, data.test_split)):
-        found = apply.encode_split(model, data, split)
-        paths.append(folder / f"{split}.npz")
-        if jax.process_index() > 0:  # the first process writes for all
-            continue
-        with files.replacing(paths[-1]) as partial, partial.open("wb") as file:
-            np.savez(file, **found)  # given a name, it would add a suffix of its own
-        print(f"codes of {split}, {described(found)}: {paths[-1]}", flush=True)
-    return paths
+    paths = {split: folder / f"{split}.npz" for split in (data.train_split, data.test_split)}
+    sharding.check_on_first(partial(files.check, *paths.values()))
+    writes, said = jax.process_index() == 0, []  # the first process writes for all
+    with files.folder(folder) if writes else contextlib.nullcontext(folder) as place:
+        for split, path in paths.items():
+            found = apply.encode_split(model, data, split)
+            if writes:
+                files.write_arrays(place / path.name, found)
+                said.append(f"codes of {split}, {described(found)}: {path}")
+    if writes:
+        print("\n".join(said), flush=True)
+    return list(paths.values())
 
 
 def described(found: Mapping[str, np.ndarray]) -> str:

@@ -3,10 +3,12 @@
 import argparse
 import pathlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 
+from aigc_jax import files
 from aigc_jax.commands import common, report
 from aigc_jax.evaluation import results
 from aigc_jax.family import Family
@@ -80,11 +82,14 @@ def run(
       family: see `runs.model.load`.
 
     Raises:
-      ValueError, FileNotFoundError: an unknown evaluation, missing weights or images of another
-        size than the feature network's, all before the first sample is drawn.
+      ValueError, FileNotFoundError: an unknown evaluation, missing weights, images of another
+        size than the feature network's or a folder that takes no files, all before the first
+        sample is drawn.
     """
     workdir = pathlib.Path(workdir)
     mesh = sharding.make_mesh()
+    place = workdir / "evaluations"
+    sharding.check_on_first(partial(files.check, place, folders=True, new=False))
     config, different = common.with_sampling(workdir, config, settings)
     planned = plan(chosen(config["evaluations"], evaluations), config["evaluation"])
     planned = of_count(planned, count)

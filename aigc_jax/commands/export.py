@@ -3,12 +3,15 @@
 import argparse
 import pathlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 
+from aigc_jax import files
 from aigc_jax.runs import model as models
 from aigc_jax.runs import weights
+from aigc_jax.training import sharding
 
 FLAGS: tuple[str, ...] = (
     "output",
@@ -41,19 +44,23 @@ def run(
     step: int | None = None,
     best: bool = False,
 ) -> None:
-    """Writes a run's model as a folder for diffusers.
+    """Writes a run's model as a folder for diffusers, complete or not at all.
 
     Args:
       workdir, config, step, best: see `runs.model.load`.
-      output: the folder to write.
+      output: the folder to write, which is not there yet, or empty.
 
     Raises:
-      FileNotFoundError, ValueError: no such run, or a model that diffusers has no pipeline for.
+      FileNotFoundError, ValueError: no such run, a model that diffusers has no pipeline for, or
+        an output that is there already or cannot be written.
     """
+    output = pathlib.Path(output).expanduser()
     model = models.load(workdir, config, step=step, best=best)
     config = model.config
     if config["family"] != "diffusion":
         raise ValueError(f"diffusers has no pipeline for family {config['family']!r}")
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.variables.params))
+    sharding.check_on_first(partial(files.check, output, folders=True, size=size))
     weights.to_diffusers(
         output,
         model.variables.params,

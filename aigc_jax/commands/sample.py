@@ -2,8 +2,10 @@
 
 import argparse
 import difflib
+import hashlib
+import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +18,7 @@ from aigc_jax.commands import common
 from aigc_jax.evaluation.features import subsample
 from aigc_jax.modalities import Modality
 from aigc_jax.modalities.image import grid_columns, save_image
+from aigc_jax.runs import folder as folders
 from aigc_jax.runs import model as models
 from aigc_jax.runs import pictures as figures
 from aigc_jax.runs.evaluations import check_draws
@@ -104,52 +107,57 @@ def run(
       pictures: also writes what the family shows of its codes: interpolations, traversals.
       save: "png" writes every sample as a file of its own, "npz" all of them as arrays "x", as
         they are stored (images: uint8), and "label" where there are labels.
-      output: folder to write to; None takes generated/ in the workdir.
+      output: folder to write to, where nothing has the names of these files yet; None takes
+        generated/ in the workdir, where they are made again: their names say all they depend on.
 
     Returns:
       The path of the picture.
 
     Raises:
-      FileNotFoundError, ValueError: no such run, or what this model cannot draw or show.
+      FileNotFoundError, ValueError: no such run, what it cannot draw or show, nowhere to write.
     """
     workdir = pathlib.Path(workdir)
     check_arguments(count, frames, gif, save)
     mesh = sharding.make_mesh()
     config, different = common.with_sampling(workdir, config, settings)
     data = common.LazyData(config, mesh)
-    model = models.load(
-        workdir, config, step=step, best=best, raw=raw, dtype=dtype, codes=data.codes
-    )
-    check_draws(model.family, ["samples"])
-    labels = labels_of(model, labels)
+    model = models.outline(workdir, config)
     modality = modalities.of(model.spec.kind)
+    check_draws(model.family, ["samples"])
+    asked, labels = labels, labels_of(model, labels)
     check_shows(model, modality, frames=frames, pictures=pictures, save=save)
+    folder = pathlib.Path(output).expanduser() if output else workdir / "generated"
+    check_room(folder, model, modality, count if save == "npz" else 0)
+    options = {"step": step, "best": best, "raw": raw, "dtype": dtype, "codes": data.codes}
+    model = models.load(workdir, config, **options, family=model.family)
+    words = [
+        f"n{count}",
+        *["raw"] * raw,
+        *filter(None, [dtype]),
+        *labels_word(asked and labels),
+        *different,
+    ]
+    name = "-".join([f"step{model.step:08d}", f"seed{seed}", *words])
+    new = bool(output) or not folders.is_run(workdir)  # samples of another run may be called so
+    check_places(folder / name, new=new, save=save, frames=frames, gif=gif)
 
-    driver = model.driver(mesh)
-    drawn = partial(draw, driver, model.variables, mesh, seed=seed, labels=labels)
+    drawn = partial(draw, model.driver(mesh), model.variables, mesh, seed=seed, labels=labels)
     batches = with_bar(drawn(count=count, batch_size=batch_size), count)
     # As stored, an image takes a byte a value: 50,000 samples fit in memory.
     samples = np.concatenate([modality.to_stored(batch) for batch in batches])
     if frames:
-        first = min(count, 64 if gif else 10)
-        strips = list(drawn(count=first, batch_size=first, frames=frames))
+        strips = strips_of(drawn, min(count, 64 if gif else 10), frames)
     if pictures:
         shown = figures.figures(model.family, model.variables, mesh, seed, model.spec.kind)
-
-    folder = pathlib.Path(output) if output else workdir / "generated"
-    words = [f"step{model.step:08d}", f"seed{seed}", f"n{count}", *["raw"] * raw]
-    name = "-".join([*words, *filter(None, [dtype]), *different])
     path = folder / f"{name}.png"
     if jax.process_index() > 0:  # the first process writes for all
         return path
     save_image(picture_of(samples, modality, data, model), path)
-    if save:
-        save_samples(samples, labels, modality, folder / name, save)
+    save_samples(samples, labels, modality, folder / name, save)
     if pictures:
-        for path_of in figures.save(shown, folder, name).values():
-            print(path_of, flush=True)
+        print(*figures.save(shown, folder, name).values(), sep="\n", flush=True)
     if frames:
-        save_frames(np.concatenate(strips, axis=1), modality, folder / name, gif)
+        save_frames(strips, modality, frames_path(folder / name, frames, gif))
     print(f"{count} samples of {model.named}: {path}", flush=True)
     return path
 
@@ -162,6 +170,38 @@ def check_arguments(count: int, frames: int, gif: bool, save: str) -> None:
         raise ValueError(f"save is 'png', 'npz' or nothing, not {save!r}")
     if frames < 0 or (gif and not frames):
         raise ValueError(f"an animation needs a number of frames, such as 20, not {frames}")
+
+
+def labels_word(labels: Sequence[int] | None) -> list[str]:
+    """Labels asked for as a part of a file's name, [] for none; many of them by a digest."""
+    if not labels:
+        return []
+    word = "_".join(map(str, labels))
+    if len(word) > 40:
+        word = f"{len(labels)}_{hashlib.sha256(word.encode()).hexdigest()[:8]}"
+    return [f"labels_{word}"]
+
+
+def check_room(folder: pathlib.Path, model: models.Model, modality: Modality, arrays: int) -> None:
+    """Raises ValueError where a folder cannot be written to, or so many samples are too large."""
+    shape = model.spec.shape
+    stored = modality.to_stored(np.zeros((0, *shape), np.float32)).itemsize
+    size = arrays * math.prod(shape) * stored
+    sharding.check_on_first(partial(files.check, folder, folders=True, new=False, size=size))
+
+
+def check_places(path: pathlib.Path, *, new: bool, save: str, frames: int, gif: bool) -> None:
+    """Raises ValueError where files by this name, before its suffixes, cannot be written."""
+    paths = [path.with_name(path.name + ".png")]
+    paths += [path.with_name(path.name + ".npz")] * (save == "npz")
+    paths += [frames_path(path, frames, gif)] * bool(frames)
+
+    def check() -> None:
+        files.check(*paths, new=new)
+        if save == "png":
+            files.check(path, folders=True, new=new)
+
+    sharding.check_on_first(check)
 
 
 def labels_of(model: models.Model, labels: Sequence[int | str] | None) -> Sequence[int] | None:
@@ -226,29 +266,36 @@ def save_samples(
     path: pathlib.Path,
     how: str,
 ) -> None:
-    """Writes samples as stored to `path`.npz, or each to a file of its own in the folder `path`."""
+    """Writes samples as stored: "npz" to `path`.npz, "png" each to a file in the folder `path`."""
     if how == "png":
-        modality.save(samples, path)
-        return
-    arrays = {"x": samples}
-    if labels is not None:
-        arrays["label"] = np.resize(np.asarray(labels), len(samples))
-    whole = path.with_name(path.name + ".npz")
-    with files.replacing(whole) as partial_path, partial_path.open("wb") as file:
-        np.savez(file, **arrays)  # given a name, it would add a suffix of its own
+        with files.folder(path) as place:
+            modality.save(samples, place)
+    elif how == "npz":
+        arrays = {"x": samples}
+        if labels is not None:
+            arrays["label"] = np.resize(np.asarray(labels), len(samples))
+        files.write_arrays(path.with_name(path.name + ".npz"), arrays)
 
 
-def save_frames(strips: np.ndarray, modality: Modality, path: pathlib.Path, gif: bool) -> None:
+def strips_of(drawn: Callable[..., Iterator[np.ndarray]], count: int, frames: int) -> np.ndarray:
+    """So many frames of how each of the first samples comes to be, [frames, count, ...]."""
+    return np.concatenate(list(drawn(count=count, batch_size=count, frames=frames)), axis=1)
+
+
+def frames_path(path: pathlib.Path, frames: int, gif: bool) -> pathlib.Path:
+    """Where so many frames of the samples at a path lie."""
+    return path.with_name(f"{path.name}-frames_{frames}" + (".gif" if gif else "-strip.png"))
+
+
+def save_frames(strips: np.ndarray, modality: Modality, path: pathlib.Path) -> None:
     """Frames [frames, n, ...] as a sheet with a row for each sample, or as an animated grid."""
-    if gif:
-        path = path.with_name(path.name + ".gif")
+    if path.suffix == ".gif":
         images = [modality.picture(frame).convert("P") for frame in strips]
         durations = [80] * (len(images) - 1) + [1500]  # milliseconds; the result stays
         with files.replacing(path) as partial_path:
             options = {"append_images": images[1:], "duration": durations, "loop": 0}
             images[0].save(partial_path, format="GIF", save_all=True, **options)
     else:
-        path = path.with_name(path.name + "-strip.png")
         rows = strips.swapaxes(0, 1).reshape(-1, *strips.shape[2:])
         save_image(modality.picture(rows, columns=len(strips)), path)
     print(f"how they came to be: {path}", flush=True)

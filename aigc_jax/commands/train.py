@@ -71,6 +71,7 @@ def run(
     """
     workdir, setting = pathlib.Path(workdir), config["evaluation"]
     folders.refuse_best(workdir)
+    sharding.check_on_first(partial(files.check, workdir, folders=True, new=False))
     planned = plan(config["evaluations"], setting)
     data = common.open_data(config, splits(planned))
     config = models.with_network(config, workdir, data.spec.shape)

@@ -13,6 +13,7 @@ from aigc_jax.runs import model as models
 FLAGS: tuple[str, ...] = (
     "input",
     "direction",
+    "resize",
     "output",
     "batch",
     "step",
@@ -35,6 +36,7 @@ def main(flags: argparse.Namespace) -> None:
         flags.input,
         flags.config,
         direction=flags.direction,
+        resize=flags.resize,
         output=flags.output,
         batch_size=flags.batch,
         step=flags.step,
@@ -49,23 +51,25 @@ def run(
     config: Mapping[str, Any] | None = None,
     *,
     direction: str = "a2b",
+    resize: bool = False,
     output: str | pathlib.Path | None = None,
     batch_size: int = 64,
     step: int | None = None,
     best: bool = False,
     raw: bool = False,
 ) -> pathlib.Path:
-    """Takes every image of a folder or .zip to the other domain.
+    """Takes every image of a folder or .zip to the other domain, each to a PNG of its own size.
 
     Args:
       workdir, config, step, best, raw: see `runs.model.load`.
       input: the folder or .zip.
       direction: "a2b" or "b2a".
-      output: folder to write to; None takes translated/DIRECTION in the workdir.
+      resize: brings images to the size of training first, and the results back.
+      output: new folder to write to; None takes translated/DIRECTION in the workdir.
       batch_size: images at a time.
 
     Returns:
-      The path of a picture of some images above what became of them.
+      The path of a picture of some images above what became of them, beside the folder.
 
     Raises:
       FileNotFoundError, ValueError: no such run, a model of one domain, or images that
@@ -73,7 +77,10 @@ def run(
     """
     model = models.load(workdir, config, step=step, best=best, raw=raw)
     output = output or pathlib.Path(workdir) / "translated" / direction
-    path = apply.translate_folder(model, input, output, direction, batch_size=batch_size)
+    path = apply.translate_folder(
+        model, input, output, direction, batch_size=batch_size, resize=resize
+    )
     if jax.process_index() == 0:
-        print(f"translated {direction} by {model.named}: {path}", flush=True)
+        said = f"translated {direction} by {model.named}: {output}, compared in {path}"
+        print(said, flush=True)
     return path

@@ -126,17 +126,18 @@ def plain(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def open_folder(path: str) -> Files:
+def open_folder(path: str, setting: str = "data.path") -> Files:
     """Lists the files of a folder, recursively, or of a .zip.
 
     Links are followed, but no folder is listed twice, so that a link to a folder above ends there.
+    `setting` is what to change where there is nothing.
 
     Raises:
       DataError: no such folder, no image in it, or a .zip that cannot be read.
     """
     root = pathlib.Path(path).expanduser()
     if not root.exists():
-        raise DataError(f"there is no folder or .zip of images at {path!r}: set data.path")
+        raise DataError(f"there is no folder or .zip of images at {path!r}: set {setting}")
     if root.is_dir():
         found = _list_folder(path, root)
     elif zipfile.is_zipfile(root):

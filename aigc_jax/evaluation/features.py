@@ -5,9 +5,7 @@ A metric is called `fid` with Inception alone; with another network it carries t
 """
 
 import hashlib
-import os
 import pathlib
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aigc_jax import files
 from aigc_jax.checks import one_of
 from aigc_jax.evaluation.metrics.frechet import check_statistics
 from aigc_jax.formats import torch_file
@@ -188,11 +187,7 @@ def cached(
     if on_all(found is not None):
         return found
     found = tuple(compute())
-    folder.mkdir(parents=True, exist_ok=True)
-    # A name of its own for each process: several runs may compute the same features at a time.
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".npz", delete=False) as file:
-        np.savez(file, **dict(zip(names, found, strict=True)))
-    os.replace(file.name, path)
+    files.write_arrays(path, dict(zip(names, found, strict=True)))
     return found
 
 

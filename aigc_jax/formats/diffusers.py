@@ -85,7 +85,7 @@ def write(
     """Writes a folder for DDPMPipeline.from_pretrained and DDIMPipeline.from_pretrained.
 
     A network with labels is for UNet2DModel.from_pretrained(folder, subfolder="unet"): those
-    pipelines pass no label. Every file is written whole or not at all.
+    pipelines pass no label. The folder is complete or not there.
 
     Args:
       params: what UNet.init gives under "params".
@@ -95,22 +95,22 @@ def write(
     Raises:
       ValueError: a network that UNet2DModel is not, or parameters that are not this network's.
     """
-    folder = pathlib.Path(folder)
     shapes = {"network": network, "image_size": image_size, "in_channels": in_channels}
     config, tensors = unet2d.config_of(**shapes), unet2d.to_tensors(params, **shapes)
     scheduler = {"_class_name": "DDPMScheduler", "_diffusers_version": RELEASE, **scheduler}
-    with files.replacing(folder / "unet" / WEIGHTS) as partial:
-        # diffusers reads the framework from the metadata, and refuses a file without it.
-        save_file(tensors, partial, metadata={"format": "pt"})
-    files.write_json(folder / "unet" / CONFIG, config)
-    files.write_json(folder / "scheduler" / SCHEDULER, scheduler)
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": RELEASE,
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    files.write_json(folder / "model_index.json", index)
+    with files.folder(folder) as place:
+        with files.replacing(place / "unet" / WEIGHTS) as partial:
+            # diffusers reads the framework from the metadata, and refuses a file without it.
+            save_file(tensors, partial, metadata={"format": "pt"})
+        files.write_json(place / "unet" / CONFIG, config)
+        files.write_json(place / "scheduler" / SCHEDULER, scheduler)
+        files.write_json(place / "model_index.json", index)
 
 
 def _parts(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:

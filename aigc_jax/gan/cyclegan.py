@@ -86,7 +86,8 @@ class CycleGAN:
     step.
 
     Attributes:
-      generator: module from images [B, H, W, C] to images, in [-1, 1].
+      generator: module from images [B, H, W, C] to images, in [-1, 1]; its `stride` is as
+        `Family.stride`.
       discriminator: module from images to (logits [B] or a map, None).
       image_shape: (H, W, C) of both domains.
       game: of each generator with its discriminator.
@@ -135,6 +136,7 @@ class CycleGAN:
             evaluate=self.evaluate,
             averaged=("generator",),
             translate=self.translate,
+            stride=self.generator.stride,
             views=Views(reconstruct=self.reconstruct),
         )
 

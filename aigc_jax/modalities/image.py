@@ -77,11 +77,8 @@ def save_image(image: Image.Image, path: pathlib.Path) -> None:
     Raises:
       OSError: it could not be written; the message names the file.
     """
-    try:
-        with files.replacing(path) as partial:
-            image.save(partial, format=path.suffix.lstrip(".").upper())
-    except OSError as error:  # Pillow's names no file
-        raise OSError(f"could not write {path}: {error}") from error
+    with files.replacing(path) as partial:
+        image.save(partial, format=path.suffix.lstrip(".").upper())
 
 
 def save(images: np.ndarray, folder: pathlib.Path) -> None:

@@ -10,19 +10,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from aigc_jax import modalities
 from aigc_jax.checks import one_of
-from aigc_jax.data import images, sources
-from aigc_jax.modalities.image import grid, save_image, to_float, to_pil
 from aigc_jax.runs import examples
+from aigc_jax.runs.image_folder import each_image, of_any_size
 from aigc_jax.runs.model import Model
 from aigc_jax.sampling.batches import map_batches
 from aigc_jax.training import sharding
 
 DIRECTIONS = ("a2b", "b2a")
-SHOWN = 16  # images in the picture that compares what was given with what became of it
 
 
 def encode(
@@ -59,8 +56,11 @@ def decode(
 def translate(model: Model, x: np.ndarray, direction: str, *, batch_size: int = 64) -> np.ndarray:
     """Examples [n, ...], as stored, in the other domain; `direction` is "a2b" or "b2a".
 
+    Their sides may be others than the model's where its family has a `stride`.
+
     Raises:
-      ValueError: another direction, examples of another shape or type, a model of one domain.
+      ValueError: another direction, examples of a shape or type that it does not take, a model of
+        one domain.
     """
     return translator(model, direction, batch_size=batch_size)(x)
 
@@ -120,7 +120,7 @@ def translator(
         return run(variables, modality.to_model(x), direction)
 
     def translated(x: np.ndarray) -> np.ndarray:
-        _check_examples(model, x)
+        _check_examples(model, x, model.family.stride)
         run_batch, mesh = partial(compiled, model.variables), sharding.make_mesh()
         return modality.to_stored(map_batches(run_batch, mesh, x, batch_size, whole))
 
@@ -156,8 +156,8 @@ def denoise_folder(
 ) -> pathlib.Path:
     """Decodes the code of every image of a folder or .zip: what a denoising model is for.
 
-    Returns and raises as `each_image`; ValueError also for a model without an encoder or one that
-    needs labels.
+    Images are scaled to fit the model's size, and what becomes of them back to theirs. Returns and
+    raises as `each_image`; ValueError also for a model without an encoder or one that needs labels.
     """
     _check_codec(model)
     _cond(model, None)
@@ -177,73 +177,22 @@ def translate_folder(
     direction: str,
     *,
     batch_size: int = 64,
+    resize: bool = False,
 ) -> pathlib.Path:
     """Takes every image of a folder or .zip to the other domain.
 
+    A model of any size is given them as they are, or with `resize` with their shorter side scaled
+    to that of its training; to another they are scaled to fit. What becomes of them has their size.
     Returns and raises as `each_image`, and raises as `translate`.
     """
+    framing = None
+    if stride := model.family.stride:
+        framing = of_any_size(stride, min(model.spec.shape[:2]) if resize else 0)
 
     def make(size: int) -> Callable[[np.ndarray], np.ndarray]:
         return translator(model, direction, batch_size=size, whole=True)
 
-    return each_image(model, folder, output, make, "translating", batch_size)
-
-
-def each_image(
-    model: Model,
-    folder: str | pathlib.Path,
-    output: str | pathlib.Path,
-    make: Callable[[int], Callable[[np.ndarray], np.ndarray]],
-    doing: str,
-    batch_size: int = 64,
-) -> pathlib.Path:
-    """Puts every image of a folder or .zip through a function.
-
-    Images are brought to the model's size. Called on every process; the first one writes.
-
-    Args:
-      model: of images; only their shape is read.
-      folder: what to read, a folder (with its subfolders) or a .zip.
-      output: gets a PNG for each image, by the same name, and `compared.png`, up to 16 of them
-        above what became of them.
-      make: number of images at a time -> the function of these, uint8 [n, H, W, C] -> the same;
-        n is that number, and what is left in the last call.
-      doing: names the progress bar, such as "denoising".
-      batch_size: images at a time.
-
-    Returns:
-      The path of `compared.png`.
-
-    Raises:
-      ValueError: a model of other data than images, a folder without images, a broken image.
-    """
-    if model.spec.kind != "image":
-        raise ValueError(f"a folder holds images, but the model's data are {model.spec.kind}")
-    height, width, _ = model.spec.shape
-    try:
-        found = images.open_folder(str(folder))
-    except images.DataError as error:
-        raise ValueError(f"{error}".replace("set data.path", "set --input")) from error
-    if height != width:
-        raise ValueError(f"images are brought to squares, but the model's are {height}x{width}")
-    read = sources.decoder(model.spec.shape, image_size=height, crop=0, upright=True)
-    output, first = pathlib.Path(output), None
-    writes, size = jax.process_index() == 0, min(batch_size, len(found.names))
-    change = make(size)
-    with tqdm(total=len(found.names), unit="img", desc=doing, disable=None) as bar:
-        for start in range(0, len(found.names), size):
-            names = found.names[start : start + size]
-            given = np.stack([read(images.Record(n, found.read(n), None)) for n in names])
-            changed = change(given)
-            for name, pixels in zip(names, changed, strict=True):
-                if writes:
-                    save_image(to_pil(pixels), (output / name).with_suffix(".png"))
-            first = (given[:SHOWN], changed[:SHOWN]) if first is None else first
-            bar.update(len(names))
-    path = output / "compared.png"
-    if writes:
-        save_image(grid(to_float(np.concatenate(first)), columns=len(first[0])), path)
-    return path
+    return each_image(model, folder, output, make, "translating", batch_size, framing)
 
 
 def _check_codec(model: Model) -> None:
@@ -253,17 +202,24 @@ def _check_codec(model: Model) -> None:
         raise ValueError("this model has no decoder: its codes cannot be used without it")
 
 
-def _check_examples(model: Model, x: np.ndarray) -> None:
+def _check_examples(model: Model, x: np.ndarray, stride: int = 0) -> None:
     """Raises ValueError unless x [n, ...] is as data of the model's kind are stored."""
     nothing = np.zeros((0, *model.spec.shape), np.float32)
     stored = modalities.of(model.spec.kind).to_stored(nothing).dtype
     if x.dtype != stored:
         raise ValueError(f"examples are given as they are stored, as {stored}, not as {x.dtype}")
-    _check_shape(model, x.shape[1:])
+    _check_shape(model, x.shape[1:], stride)
 
 
-def _check_shape(model: Model, shape: tuple[int, ...]) -> None:
-    if tuple(shape) != tuple(model.spec.shape):
+def _check_shape(model: Model, shape: tuple[int, ...], stride: int = 0) -> None:
+    if stride and len(shape) == 3 and shape[-1] == model.spec.shape[-1]:  # images of any size
+        if any(side % stride or side < 2 * stride for side in shape[:-1]):
+            size = "x".join(map(str, shape[:-1]))
+            raise ValueError(
+                f"images are {size}: each side has to be {2 * stride} or a larger multiple of "
+                f"{stride}"
+            )
+    elif tuple(shape) != tuple(model.spec.shape):
         sizes = ("x".join(map(str, s)) for s in (model.spec.shape, shape))
         kinds = model.spec.kind.removesuffix("s") + "s"
         raise ValueError("the model takes {} of {}, not {}".format(kinds, *sizes))

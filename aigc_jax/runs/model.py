@@ -53,6 +53,25 @@ class Model(NamedTuple):
         return Driver(self.family.drawing, mesh.devices.flat[0].platform)
 
 
+def outline(workdir: str | pathlib.Path, config: Mapping[str, Any] | None = None) -> Model:
+    """The model of a run before any weights are read, for what can be refused by then.
+
+    Args and errors as of `load`; `variables` are empty and `step` is 0.
+    """
+    workdir = pathlib.Path(workdir)
+    if config is not None:
+        config = with_network(config, workdir)
+    if _from_elsewhere(workdir, config):
+        spec = _spec_of(pathlib.Path(config["init_from"]).expanduser())
+    else:
+        if config is None:
+            config = folders.read(workdir, "config.json")
+        else:
+            folders.check_same(workdir, config)
+        spec = folders.read_spec(workdir)
+    return Model(config, spec, build.build(config, spec), Variables({}, {}), 0)
+
+
 def load(
     workdir: str | pathlib.Path,
     config: Mapping[str, Any] | None = None,
@@ -88,7 +107,7 @@ def load(
         raise ValueError(f"--best and --step={step} name two checkpoints: leave one of them out")
     if config is not None:
         config = with_network(config, workdir)
-    if config is not None and config["init_from"] and not folders.is_run(workdir):
+    if _from_elsewhere(workdir, config):
         if step is not None or best or raw:
             raise ValueError(
                 f"there is no run in {workdir} to take another step or raw weights of: leave "
@@ -306,6 +325,10 @@ def _with_settings(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict
             section = section[name]
         section[last] = value
     return config
+
+
+def _from_elsewhere(workdir: pathlib.Path, config: Mapping[str, Any] | None) -> bool:
+    return config is not None and bool(config["init_from"]) and not folders.is_run(workdir)
 
 
 def _with_rest(

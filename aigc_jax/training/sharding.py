@@ -145,3 +145,24 @@ def on_all(found: bool) -> bool:
     if jax.process_count() == 1:
         return found
     return bool(np.all(multihost_utils.process_allgather(np.array(found))))
+
+
+def check_on_first(check: Callable[[], None]) -> None:
+    """Calls a check on the first process, which writes for all; every process raises what it found.
+
+    Called on all of them, so that none waits for one that has stopped.
+
+    Raises:
+      ValueError: the check did.
+    """
+    found: ValueError | None = None
+    if jax.process_index() == 0:
+        try:
+            check()
+        except ValueError as error:
+            found = error
+    fine = on_all(found is None)
+    if found is not None:
+        raise found
+    if not fine:
+        raise ValueError("the first process says why nothing was done")

@@ -33,7 +33,11 @@ def test_a_vae_trains_evaluates_denoises_and_gives_codes(launch, tmp_path, capsy
         save.parent.mkdir(exist_ok=True)
         picture.save(save)
     launch("--mode=denoise", f"--workdir={folder}", f"--input={tmp_path / 'in'}")
-    assert len(list((folder / "denoised").glob("*.png"))) == 4
+    assert len(list((folder / "denoised").glob("*.png"))) == 3
+    with pytest.raises(SystemExit, match="denoised is not empty: name another --output"):
+        launch("--mode=denoise", f"--workdir={folder}", f"--input={tmp_path / 'in'}")
+    with pytest.raises(SystemExit, match=r"codes/train\.npz is there already"):
+        launch("--mode=encode", f"--workdir={folder}")
     with pytest.raises(SystemExit, match="name the images to denoise"):
         launch("--mode=denoise", f"--workdir={folder}")
     with pytest.raises(SystemExit, match="family 'vae' has no 'steps' of sampling to set"):

@@ -90,7 +90,7 @@ def photographs(tmp_path):
     (folder / "deep").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name in ("0.png", "1.jpg", "deep/2.png"):
-        Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(folder / name)
+        Image.fromarray(rng.integers(0, 256, (42, 51, 3), np.uint8)).save(folder / name)
     return folder
 
 
@@ -99,13 +99,13 @@ def test_a_folder_is_translated_both_ways(model, photographs, tmp_path):
     for direction in ("a2b", "b2a"):
         out = tmp_path / direction
         path = apply.translate_folder(model, photographs, out, direction, batch_size=2)
-        assert path == out / "compared.png"
+        assert path == tmp_path / f"{direction}-compared.png"
         names = {p.relative_to(out).as_posix() for p in out.rglob("*.*")}
-        assert names == {"0.png", "1.png", "deep/2.png", "compared.png"}
+        assert names == {"0.png", "1.png", "deep/2.png"}
         found[direction] = np.stack([np.asarray(Image.open(out / n)) for n in ("0.png", "1.png")])
-        assert found[direction].shape == (2, 32, 32, 3)
+        assert found[direction].shape == (2, 42, 51, 3)  # as they came
         with Image.open(path) as compared:
-            assert compared.size == (2 * 66 + 2, 2 * 66 + 2)  # what is of the first batch
+            assert compared.size == (3 * 66 + 2, 2 * 66 + 2)
     assert (found["a2b"] != found["b2a"]).any()
     # Each is what the network of its direction makes of it, in whatever batch.
     pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
@@ -125,8 +125,10 @@ def test_what_cannot_be_translated_is_refused(model, photographs, tmp_path):
         apply.translate_folder(model, tmp_path / "empty", tmp_path / "out", "a2b")
     with pytest.raises(ValueError, match=r"no folder or .zip of images at .*: set --input"):
         apply.translate_folder(model, tmp_path / "gone", tmp_path / "out", "a2b")
-    with pytest.raises(ValueError, match="takes images of 32x32x3, not 16x16x3"):
-        apply.translate(model, np.zeros((2, 16, 16, 3), np.uint8), "a2b")
+    with pytest.raises(ValueError, match="takes images of 32x32x3, not 32x32x1"):
+        apply.translate(model, np.zeros((2, 32, 32, 1), np.uint8), "a2b")
+    with pytest.raises(ValueError, match=r"images are 4x18: .* 8 or a larger multiple of 4"):
+        apply.translate(model, np.zeros((2, 4, 18, 3), np.uint8), "a2b")
     other = Model(ddpm_digits.get_config("smoke"), SPEC, toys.one_player(), Variables({}, {}), 0)
     with pytest.raises(ValueError, match="this model does not translate"):
         apply.translate_folder(other, photographs, tmp_path / "out", "a2b")
@@ -159,8 +161,11 @@ def test_smoke_trains_evaluates_reports_and_translates(experiment_run, photograp
     assert values["cycle_a"]["n"] == 200
     assert "psnr/cycle_b" in (workdir / "report.html").read_text()
     path = translate.run(workdir, photographs, direction="b2a")
-    assert path == workdir / "translated" / "b2a" / "compared.png"
-    assert f"translated b2a by step 4: {path}" in capsys.readouterr().out
+    assert path == workdir / "translated" / "b2a-compared.png"
+    said = f"translated b2a by step 4: {workdir / 'translated' / 'b2a'}, compared in {path}"
+    assert said in capsys.readouterr().out
+    with pytest.raises(ValueError, match="b2a is not empty: name another --output"):
+        translate.run(workdir, photographs, direction="b2a")
 
 
 def test_what_needs_samples_is_refused(experiment_run, shared_tfds, tmp_path):

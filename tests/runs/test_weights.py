@@ -93,6 +93,23 @@ def exported(run, tmp_path_factory):
     return folder
 
 
+def test_an_export_is_complete_or_not_there_and_over_nothing(run, tmp_path, monkeypatch):
+    def stopped(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(diffusers_folders, "save_file", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            export.run(run[0], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model_index.json").write_text("mine")
+    with pytest.raises(ValueError, match="out is not empty: name another --output"):
+        export.run(run[0], tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "model_index.json"]
+
+
 @pytest.fixture(scope="module")
 def flat(tmp_path_factory):
     """A tiny model that diffusers itself wrote, flat as google/ddpm-cifar10-32 is."""

@@ -125,3 +125,23 @@ def test_two_processes_train_save_and_draw_as_one(tmp_path, whole_runs):
     for folder in ("checkpoints", "best"):
         names = sorted(p.name for p in (tmp_path / folder).iterdir())
         assert names == sorted(p.name for p in (whole / folder).iterdir())
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_check_on_the_first_process_stops_all(monkeypatch, process):
+    """Each process gathers what all say; the others' part is played by `on_all`."""
+    called = []
+
+    def check():
+        called.append(process)
+        raise ValueError("in the way")
+
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    monkeypatch.setattr(sharding, "on_all", lambda fine: called.append(fine) or False)
+    with pytest.raises(
+        ValueError, match="in the way" if process == 0 else "the first process says"
+    ):
+        sharding.check_on_first(check)
+    assert called == ([0, False] if process == 0 else [True])
+    monkeypatch.setattr(sharding, "on_all", lambda fine: fine)
+    sharding.check_on_first(lambda: None)

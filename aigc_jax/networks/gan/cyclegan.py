@@ -6,6 +6,7 @@ parameters, those of the authors' code. Weights start as N(0, 0.02).
 """
 
 from functools import partial
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -43,12 +44,15 @@ class Generator(nn.Module):
     blocks: int = 9
     dtype: str = "float32"
 
+    stride: ClassVar[int] = 4  # sides are halved twice and doubled twice
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         _, height, width, channels = x.shape
         if channels != self.image_shape[-1]:
             raise ValueError(f"images have {channels} channels, not {self.image_shape[-1]}")
-        if height % 4 or width % 4 or min(height, width) < 8:
+        stride = self.stride
+        if height % stride or width % stride or min(height, width) < 2 * stride:
             raise ValueError(
                 f"images are {height}x{width}: each side has to be 8, 12, 16 or another multiple "
                 "of 4, since it is halved twice and doubled twice"
