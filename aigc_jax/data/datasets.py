@@ -226,30 +226,22 @@ def _pair(dataset: Dataset, parts: dict[str, tuple[str, ...]]) -> Dataset:
     return dataset._replace(spec=spec, sources=opened, parts=of_splits)
 
 
-def _open_folder(
-    path: str | None,
-    image_size: int,
-    *,
-    labels_from: str | None,
-    splits_from: str | None,
-    channels: int | None,
-) -> _Collection:
+def _open_folder(path: str | None, image_size: int, **options: Any) -> _Collection:
     if not path:
         raise DataError("data set 'folder' needs data.path, a folder or .zip of images")
     if not image_size:
         raise DataError("data set 'folder' needs data.image_size, the side of its square images")
-    folder = folders.open_folder(path, labels_from=labels_from, splits_from=splits_from)
-    channels, colour = (channels, f"{channels} channels") if channels else folders.channels(folder)
+    folder = folders.open_folder(path, **options)
     return _Collection(
         sizes={split: len(chosen) for split, chosen in folder.splits.items()},
         readers={split: folders.reader(folder, chosen) for split, chosen in folder.splits.items()},
         digests=lambda part: folders.digests(folder, part),
-        channels=channels,
+        channels=folder.channels,
         classes=folder.classes.count,
         names=folder.classes.names,
         native=None,
         upright=True,
-        about=folder.about.replace(" images (", f" images ({colour}, ", 1),
+        about=folder.about,
     )
 
 

@@ -33,6 +33,7 @@ class Folder(NamedTuple):
       names: of the images that are used.
       classes: of these images.
       splits: {split: positions in `names`}.
+      channels: 1 or 3.
       about: one line: what was found, what it is taken for, and what is passed over.
     """
 
@@ -40,11 +41,16 @@ class Folder(NamedTuple):
     names: tuple[str, ...]
     classes: Classes
     splits: Mapping[str, np.ndarray]
+    channels: int
     about: str
 
 
 def open_folder(
-    path: str, *, labels_from: str | None = None, splits_from: str | None = None
+    path: str,
+    *,
+    labels_from: str | None = None,
+    splits_from: str | None = None,
+    channels: int | None = None,
 ) -> Folder:
     """Finds out what a folder or .zip of images holds.
 
@@ -58,6 +64,8 @@ def open_folder(
         name is that of a file of labels.
       splits_from: None finds them; "folders" takes even one folder of `SPLITS` for a split;
         "names" takes a folder `train` for one like any other.
+      channels: None is 1 where no image's header states a colour, else 3. Of more than `HEADERS`
+        images so many are looked at.
 
     Raises:
       DataError: there is no image, or not what was asked for.
@@ -82,6 +90,7 @@ def open_folder(
     paths = [plain(name[len(root) :]) for name in names]
     splits = np.array([split_of.get(top(name[len(root) :]), "") for name in names])
     chosen, how = _splits(paths, splits, classes.ids, by_folder=splits_from == "folders")
+    channels, colour = (channels, f"{channels} channels") if channels else _channels(files, names)
     passed = [
         _count(beside, "image", "beside the folders of splits"),
         _count(sum(bare), "image", "without a label"),
@@ -90,35 +99,12 @@ def open_folder(
         _few(files.notes),
     ]
     about = [
-        f"folder {path}: {_count(len(paths), 'image')} ({images.by_suffix(paths)}), "
+        f"folder {path}: {_count(len(paths), 'image')} ({colour}, {images.by_suffix(paths)}), "
         f"{_about_classes(classes, found.source, chosen)}, {how}",
         *found.notes,
         *([f"passed over: {', '.join(filter(None, passed))}"] if any(passed) else ()),
     ]
-    return Folder(files, names, classes, chosen, "; ".join(about))
-
-
-def channels(folder: Folder) -> tuple[int, str]:
-    """1 where no image's header states a colour, else 3; and that in words.
-
-    Of more than `HEADERS` images so many are looked at, and images that cannot be opened do not
-    count: decoding reports them.
-    """
-    step = -(-len(folder.names) // HEADERS)
-    sample, grey = folder.names[::step], []
-
-    def look(name: str) -> None:
-        with contextlib.suppress(Exception), folder.files.open(name) as file:
-            grey.append(images.is_grey(file))
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(sample), 256):
-            list(pool.map(look, sample[start : start + 256]))
-            if not all(grey):
-                break
-    if not grey or not all(grey):
-        return 3, "colour"
-    return 1, f"grey by {len(sample):,} of them" if step > 1 else "grey"
+    return Folder(files, names, classes, chosen, channels, "; ".join(about))
 
 
 def reader(folder: Folder, chosen: np.ndarray) -> Callable[[Sequence[int]], list[Record]]:
@@ -220,6 +206,25 @@ def _find_labels(
     if labels_from and not found.source:
         raise DataError(f"data.labels_from='folders', but {files.path!r} has not two of classes")
     return found._replace(notes=(*notes, *found.notes))
+
+
+def _channels(files: Files, names: Sequence[str]) -> tuple[int, str]:
+    """1 or 3, and why in a word. What cannot be opened does not count: decoding reports it."""
+    step = -(-len(names) // HEADERS)
+    sample, grey = names[::step], []
+
+    def look(name: str) -> None:
+        with contextlib.suppress(Exception), files.open(name) as file:
+            grey.append(images.is_grey(file))
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(sample), 256):
+            list(pool.map(look, sample[start : start + 256]))
+            if not all(grey):
+                break
+    if not grey or not all(grey):
+        return 3, "colour"
+    return 1, f"grey by {len(sample):,} of them" if step > 1 else "grey"
 
 
 def _splits(
