@@ -9,15 +9,21 @@ from typing import Any
 
 import jax
 
-from aigc_jax import build, files
-from aigc_jax.commands import common, report
+from aigc_jax import files
+from aigc_jax.commands import common, report, validation
 from aigc_jax.commands import evaluate as evaluate_command
 from aigc_jax.family import Family
 from aigc_jax.runs import environment, evaluate
 from aigc_jax.runs import folder as folders
 from aigc_jax.runs import model as models
 from aigc_jax.runs import observer as observers
-from aigc_jax.runs.evaluations import Evaluation, check, check_draws, plan, scheduled, splits
+from aigc_jax.runs.evaluations import (
+    Evaluation,
+    check,
+    plan,
+    scheduled,
+    splits,
+)
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractors
 from aigc_jax.training import loop, sharding
@@ -53,10 +59,10 @@ def run(
       NonFiniteError, CheckpointError: see `training.loop.train`.
     """
     workdir, setting = pathlib.Path(workdir), config["evaluation"]
+    validation.check(config)
     planned = plan(config["evaluations"], setting)
     data = common.open_data(config, splits(planned))
-    family = build.build(config, data.spec)
-    check_draws(family, [evaluation.name for evaluation in planned if evaluation.draws])
+    family = validation.validate(config, data.spec)
     extractors = FeatureExtractors(sharding.make_mesh())
     if setting["at_end"]:  # so that what it lacks is found before training, not after it
         check(
@@ -105,8 +111,6 @@ def fit(
     """
     settings, keep, mesh = config["train"], config["checkpoint"], sharding.make_mesh()
     planned = scheduled(planned, config["evaluation"])
-    draws = any(evaluation.draws for evaluation in planned)
-    observers.check_settings(config["log"], keep, test_split=data.test_split, draws=draws)
     recipe = common.recipe_of(config, family, data.spec)
     extractors = extractors or FeatureExtractors(mesh)
     if any(complete_steps(workdir / name) for name in ("checkpoints", "best")):

@@ -4,11 +4,12 @@ import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from aigc_jax.checks import OneOf, Whole
 from aigc_jax.data import digits, images, mixtures, pairs, prepare, sources
 from aigc_jax.data.images import DataError, Record
 from aigc_jax.data.sources import Reader, Source
@@ -43,10 +44,10 @@ def load(
     *,
     data_dir: str | None = None,
     path: str | None = None,
-    image_size: int = 0,
-    crop: int = 0,
+    image_size: Whole = 0,
+    crop: Whole = 0,
     in_memory: bool | None = None,
-    on_corrupt: str = "raise",
+    on_corrupt: Annotated[str, OneOf(("raise", "skip"))] = "raise",
     splits: Sequence[str] | None = None,
 ) -> Dataset:
     """Opens a data set, preparing it first where it must.

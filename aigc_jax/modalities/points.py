@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from aigc_jax import checks
 from aigc_jax.modalities.base import Modality
 
 SIDE, DOTS_PER_INCH = 4.8, 100  # inches
@@ -24,10 +25,12 @@ def to_stored(points: np.ndarray) -> np.ndarray:
 def augment(key: jax.Array, x: jax.Array, **settings: Any) -> jax.Array:
     """Points [B, 2] as they are; ValueError where a setting asks for more than that."""
     del key
-    if any(settings.values()):
-        raise ValueError(
-            "points of the plane cannot be augmented: set every augment.* to 0 or False"
-        )
+    for name, value in settings.items():
+        if value or not isinstance(value, bool | int | float):
+            raise ValueError(
+                "points of the plane cannot be augmented: set every augment.* to 0 or False, not "
+                f"config.augment.{name} to {checks.shown(value)}"
+            )
     return x
 
 

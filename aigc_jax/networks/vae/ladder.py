@@ -9,12 +9,13 @@ Child, "Very Deep VAEs Generalize Autoregressive Models and Can Outperform Them 
 
 import re
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from aigc_jax.checks import Count, DType, Range, Whole
 from aigc_jax.gaussian import normal_kl
 from aigc_jax.networks.layers import ZERO, check_shape, conv, dense, nearest
 
@@ -108,13 +109,13 @@ class Ladder(nn.Module):
 
     shape: tuple[int, int, int] = (32, 32, 3)
     out_channels: int = 100
-    width: int = 384
-    latent: int = 16
+    width: Count = 384
+    latent: Count = 16
     encoder: str = "32x11,32d2,16x6,16d2,8x6,8d2,4x3,4d4,1x3"
     decoder: str = "1x1,4m1,4x2,8m4,8x5,16m8,16x10,32m16,32x21"
-    bottleneck: float = 0.25
-    bias: int = 64
-    dtype: str = "float32"
+    bottleneck: Annotated[float, Range(0, 1, above=True)] = 0.25
+    bias: Whole = 64
+    dtype: DType = "float32"
 
     def setup(self) -> None:
         height, width, _ = self.shape
