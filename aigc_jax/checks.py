@@ -40,13 +40,11 @@ class Range(NamedTuple):
         return f"in {'(' if self.above else '['}{self.low}, {self.high}{')' if self.below else ']'}"
 
 
-class OneOf(NamedTuple):
-    """Which names a setting may be: the keys of a table, or any other iterable of them."""
-
-    known: Iterable[str]
+class OneOf(tuple):
+    """Which names a setting may be, such as `OneOf(TABLE)`: the keys of a table."""
 
     def __str__(self) -> str:
-        return f"one of {', '.join(name or repr(name) for name in self.known)}"
+        return f"one of {', '.join(name or repr(name) for name in self)}"
 
 
 # What `Annotated` gives a tuple that may be empty: others hold one value at least.
@@ -87,9 +85,8 @@ def value(name: str, given: Any, kind: Any) -> None:
     if hasattr(kind, "_fields"):
         arguments(name, kind, given)
     elif not _fits(name, given, kind):
-        names = [rule.known for rule in _rules(kind) if isinstance(rule, OneOf)]
-        if names:
-            one_of(f"config.{name}", given, names[0])
+        for names in _rules(kind, OneOf):
+            one_of(f"config.{name}", given, names)  # with a hint
         raise ValueError(f"config.{name} is {_described(kind)}, not {shown(given)}")
 
 
@@ -99,8 +96,9 @@ def shown(given: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _rules(kind: Any) -> tuple[Any, ...]:
-    return getattr(kind, "__metadata__", ())
+def _rules(kind: Any, of: type = object) -> list[Any]:
+    """What `Annotated` says of a kind beside its type."""
+    return [rule for rule in getattr(kind, "__metadata__", ()) if isinstance(rule, of)]
 
 
 def _union(kind: Any) -> list[Any]:
@@ -118,13 +116,12 @@ def _fits(name: str, given: Any, kind: Any) -> bool:
     if base in (bool, types.NoneType):
         return isinstance(given, base)
     if base is str:
-        names = [rule.known for rule in _rules(kind) if isinstance(rule, OneOf)]
-        return isinstance(given, str) and all(given in known for known in names)
+        return isinstance(given, str) and all(given in names for names in _rules(kind, OneOf))
     if base is Mapping:
         return hasattr(given, "items")  # a ConfigDict is no Mapping
     if typing.get_origin(base) is tuple:
         return isinstance(given, list | tuple) and _elements_fit(name, given, kind, base)
-    ranges = [rule for rule in _rules(kind) if isinstance(rule, Range)]
+    ranges = _rules(kind, Range)
     if base not in (int, float) or not ranges:
         raise TypeError(
             f"config.{name} is annotated {kind}, which states no range: see A setting in "
