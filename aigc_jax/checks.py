@@ -12,6 +12,8 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, NamedTuple
 
+INT32 = 2**31  # what JAX counts in ends below it
+
 
 class Range(NamedTuple):
     """Which numbers a setting may be. NaN and infinity are outside every range.
@@ -37,7 +39,8 @@ class Range(NamedTuple):
             return "that is finite"
         if self.high == math.inf:
             return f"above {self.low}" if self.above else f"at least {self.low}"
-        return f"in {'(' if self.above else '['}{self.low}, {self.high}{')' if self.below else ']'}"
+        high = f"2**{self.high.bit_length() - 1}" if self.high >= INT32 else self.high
+        return f"in {'(' if self.above else '['}{self.low}, {high}{')' if self.below else ']'}"
 
 
 class OneOf(tuple):
@@ -50,8 +53,8 @@ class OneOf(tuple):
 # What `Annotated` gives a tuple that may be empty: others hold one value at least.
 OR_EMPTY = "or empty"
 
-Whole = Annotated[int, Range(0)]
-Count = Annotated[int, Range(1)]
+Whole = Annotated[int, Range(0, INT32, below=True)]
+Count = Annotated[int, Range(1, INT32, below=True)]
 Counts = tuple[Count, ...]
 Finite = Annotated[float, Range()]
 NonNegative = Annotated[float, Range(0)]
@@ -236,6 +239,7 @@ def arguments(
     """
     parameters = inspect.signature(function).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        value(name, settings, Mapping)
         return dict(settings)  # the function looks at them itself
     taken = kinds(function, given=given)
     required = {k: v for k, v in taken.items() if parameters[k].default is inspect.Parameter.empty}

@@ -49,8 +49,11 @@ def augment(
 
     `shift` is in pixels, as is `jitter`, what `enlarge_crop` adds; `rotation` is in degrees,
     `scale` the largest zoom less one. What one of them draws does not depend on which others are
-    on.
+    on. ValueError for a shift by the whole image.
     """
+    side = min(x.shape[1:3])
+    if shift >= side:
+        raise ValueError(f"config.augment.shift is below {side}, the images' side, not {shift}")
     flip_key, shift_key, rotation_key, scale_key = jax.random.split(key, 4)
     if flip:
         x = mirror(x, jax.random.bernoulli(flip_key, 0.5, (x.shape[0],)))

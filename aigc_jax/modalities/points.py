@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from aigc_jax import checks
+from aigc_jax.checks import arguments
+from aigc_jax.modalities import augment as images
 from aigc_jax.modalities.base import Modality
 
 SIDE, DOTS_PER_INCH = 4.8, 100  # inches
@@ -25,11 +26,11 @@ def to_stored(points: np.ndarray) -> np.ndarray:
 def augment(key: jax.Array, x: jax.Array, **settings: Any) -> jax.Array:
     """Points [B, 2] as they are; ValueError where a setting asks for more than that."""
     del key
-    for name, value in settings.items():
-        if value or not isinstance(value, bool | int | float):
+    for name, value in arguments("augment", images.augment, settings, given=("key", "x")).items():
+        if value:
             raise ValueError(
                 "points of the plane cannot be augmented: set every augment.* to 0 or False, not "
-                f"config.augment.{name} to {checks.shown(value)}"
+                f"config.augment.{name} to {value}"
             )
     return x
 

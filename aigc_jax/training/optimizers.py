@@ -17,6 +17,7 @@ from aigc_jax.checks import (
     kinds,
     one_of,
     section,
+    value,
 )
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -129,6 +130,7 @@ def per_player(
       updates: {player: its updates in a step of the run}, 5 of a critic that moves five times.
         Optax counts updates, a config's schedules count steps.
     """
+    value("optimizer", settings, Mapping)
     ends = {"learning_rate_end": kinds(learning_rate)["end"], "b2_end": kinds(optimizer)["b2"]}
     beside = kinds(learning_rate, OF_SCHEDULE) | ends
     own = updates.keys() & settings.keys()

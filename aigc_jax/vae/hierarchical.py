@@ -29,7 +29,7 @@ from aigc_jax.family import (
     View,
     Views,
 )
-from aigc_jax.networks.vae.ladder import Ladder, parse
+from aigc_jax.networks.vae.ladder import Ladder, ladder_blocks, parse
 from aigc_jax.vae import objectives, sections
 from aigc_jax.vae.base import Autoencoder
 from aigc_jax.vae.likelihood import per_example
@@ -48,8 +48,10 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     """
     settings = section("vae", config["vae"], dict.fromkeys(("likelihood", "kl"), Mapping))
     likelihood = sections.likelihood(settings["likelihood"], spec)
+    network = sections.network(NETWORKS, config["network"], spec, likelihood.channels)
+    ladder_blocks(spec.shape[0], network.encoder, network.decoder)  # raises where they do not fit
     return HierarchicalVAE(
-        network=sections.network(NETWORKS, config["network"], spec, likelihood.channels),
+        network=network,
         shape=tuple(spec.shape),
         likelihood=likelihood,
         has_bits=sections.has_bits(likelihood, spec),

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.checks import BelowOne, NonNegative, OneOf, Positive, Range, kinds, section
+from aigc_jax.checks import INT32, BelowOne, NonNegative, OneOf, Positive, Range, kinds, section
 from aigc_jax.family import (
     Batch,
     Codec,
@@ -47,7 +47,7 @@ class Codebook(NamedTuple):
         vector of the batch; 0 leaves them as they are.
     """
 
-    size: Annotated[int, Range(2)] = 512
+    size: Annotated[int, Range(2, INT32, below=True)] = 512
     decay: BelowOne = 0.99
     commitment: Positive = 0.25  # or nothing would hold the encoder near its entries
     restart: NonNegative = 1.0
