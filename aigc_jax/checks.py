@@ -127,8 +127,8 @@ def _fits(name: str, given: Any, kind: Any) -> bool:
     ranges = _rules(kind, Range)
     if base not in (int, float) or not ranges:
         raise TypeError(
-            f"config.{name} is annotated {kind}, which states no range: see A setting in "
-            "docs/architecture.md"
+            f"config.{name} is annotated {kind}, which states no range: see How to add a setting "
+            "in docs/architecture.md"
         )
     number = int if base is int else int | float
     return (

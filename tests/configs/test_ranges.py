@@ -5,6 +5,7 @@ import functools
 import importlib
 import math
 import pathlib
+import re
 
 import pytest
 import specs
@@ -197,15 +198,14 @@ def test_every_key_of_every_config_refuses_what_it_cannot_be():
     assert seen >= (ZERO | NOT_ZERO | set(ABOVE) | FREE_TEXT | MAY_BE_EMPTY | MAY_BE_NONE)
 
 
-def told(changes, base="vae_digits", variant="smoke", spec=SPECS["digits"]):
-    """The one line by which a config with these changes is refused."""
-    config = importlib.import_module(f"configs.{base}").get_config(variant).to_dict()
+def check_told(changes, words, base="vae_digits"):
+    """That an experiment's smoke with these changes is refused in one line of these words."""
+    config = importlib.import_module(f"configs.{base}").get_config("smoke").to_dict()
     for key, value in changes.items():
         config = changed(config, key, value)
-    with pytest.raises(ValueError, match=".") as caught:
-        validation.validate(config, spec)
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        validation.validate(config, SPECS[base.split("_")[-1]])
     assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def told(changes, base="vae_digits", variant="smoke", spec=SPECS["digits"]):
     ],
 )
 def test_a_refusal_has_key_value_and_range(changes, words):
-    assert words in told(changes)
+    check_told(changes, words)
 
 
 @pytest.mark.parametrize(
@@ -267,21 +267,21 @@ def test_a_refusal_has_key_value_and_range(changes, words):
     ],
 )
 def test_settings_that_do_not_go_together_are_told(changes, words):
-    assert words in told(changes)
+    check_told(changes, words)
 
 
 def test_other_schedules_end_within_the_run_too():
     words = "config.gan.decay_steps is at most config.train.steps (4), not 9"
-    assert words in told({"gan.decay_steps": 9}, "gan_digits")
+    check_told({"gan.decay_steps": 9}, words, "gan_digits")
     words = "config.vae.adversary.start is at most config.train.steps (4), not 5"
     changes = {"vae.adversary.weight": 1.0, "vae.adversary.start": 5}
-    assert words in told(changes, "kl_autoencoder_celeba64", spec=SPECS["celeba64"])
+    check_told(changes, words, "kl_autoencoder_celeba64")
     players = {name: {"learning_rate": 1.0, "warmup": 4} for name in ("generator", "discriminator")}
     players["discriminator"]["warmup"] = 5
     words = "config.optimizer.discriminator.warmup is at most config.train.steps (4), not 5"
-    assert words in told({"optimizer": players}, "gan_digits")
+    check_told({"optimizer": players}, words, "gan_digits")
     players["discriminator"]["clip"] = -1
-    assert "config.optimizer.discriminator.clip is" in told({"optimizer": players}, "gan_digits")
+    check_told({"optimizer": players}, "config.optimizer.discriminator.clip is", "gan_digits")
 
 
 def test_every_name_of_a_best_metric_that_exists_is_taken():
@@ -294,9 +294,8 @@ def test_every_name_of_a_best_metric_that_exists_is_taken():
     labelled = "eval/few/agreement_digits"
     conditional = changed(config, "vae.conditional", True)
     validation.validate(changed(conditional, "checkpoint.best", labelled), SPECS["digits"])
-    assert "not 'eval/few/agreement_digits'" in told(
-        {k: config[k] for k in ("evaluation", "evaluations")} | {"checkpoint.best": labelled}
-    )
+    changes = {k: config[k] for k in ("evaluation", "evaluations")} | {"checkpoint.best": labelled}
+    check_told(changes, "not 'eval/few/agreement_digits'")
 
 
 @pytest.mark.parametrize(
@@ -316,5 +315,5 @@ def test_a_number_without_a_range_is_a_mistake_of_its_signature():
     def made(*, width: int = 3, rate: float = 0.1, anything=None): ...
 
     for settings in ({"width": 3}, {"rate": 0.1}, {"anything": 1}):
-        with pytest.raises(TypeError, match="states no range: see A setting in docs/architecture"):
+        with pytest.raises(TypeError, match="states no range: see How to add a setting"):
             checks.arguments("network", made, settings)

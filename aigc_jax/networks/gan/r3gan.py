@@ -171,7 +171,10 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.expanded % self.groups:
-            raise ValueError(f"{self.groups} groups do not divide {self.expanded} channels")
+            raise ValueError(
+                f"{self.groups} groups do not divide {self.expanded} channels: an entry of network."
+                "*.cardinality divides expansion times its entry of widths"
+            )
         init = nn.initializers.variance_scaling(self.depth**-0.5 / LEAK, "fan_in", "normal")
         h = leaky_relu(dense(x, self.expanded, name="conv1", init=init))
         shape = (3, 3, self.expanded // self.groups, self.expanded)

@@ -178,10 +178,13 @@ class Residual(_Autoencoder):
         return (*sizes, self.latent)
 
     def setup(self) -> None:
+        groups = min(self.groups, self.width)
+        if self.width % groups:
+            raise ValueError(f"network.groups={groups} does not divide network.width={self.width}")
         parts = {
             "widths": tuple(self.width * m for m in self.multipliers),
             "attention": self.attention,
-            "groups": min(self.groups, self.width),
+            "groups": groups,
             "dtype": self.dtype,
         }
         self.encoder = _ResidualEncoder(self.latent, blocks=self.blocks, **parts)
