@@ -77,9 +77,9 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def check_lengths(config: Mapping[str, Any]) -> None:
-    """Raises ValueError where a schedule would not end within the run, so never come to its end.
+    """Raises ValueError where a schedule in use is longer than the run, and never comes to its end.
 
-    A run that shall be short of its schedule is stopped by a signal, and can be gone on with.
+    For a part of a schedule, give the whole run's steps and stop it by a signal: it can go on later.
     """
     optimizer = config["optimizer"]
     players = {"optimizer": optimizer} | {
