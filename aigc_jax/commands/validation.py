@@ -79,7 +79,7 @@ def check(config: Mapping[str, Any]) -> None:
 def check_lengths(config: Mapping[str, Any]) -> None:
     """Raises ValueError where a schedule in use is longer than the run, and never comes to its end.
 
-    For a part of a schedule, give the whole run's steps and stop it by a signal: it can go on later.
+    For a part of a schedule give the whole run's steps and stop it by a signal: it can go on.
     """
     optimizer = config["optimizer"]
     players = {"optimizer": optimizer} | {
