@@ -212,7 +212,18 @@ def config(family: str = "one", changes: Mapping[str, Any] | None = None) -> dic
         "checkpoint": {"every": 2, "keep": 2, "best": "test/error", "best_mode": "min"},
         "evaluations": {},
         "init_from": "",
-        "evaluation": {"examples": 0, "scheduled_count": 0},
+        "evaluation": {
+            "network": "digits",
+            "weights": None,
+            "count": 20,
+            "reference_split": "train",
+            "statistics": "",
+            "manifold_count": 20,
+            "likelihood_count": 0,
+            "at_end": False,
+            "examples": 0,
+            "scheduled_count": 0,
+        },
         "sampling": {"steps": 10},
     }
     if family == "two":

@@ -18,14 +18,19 @@ from aigc_jax.training.recipe import recipe
 from aigc_jax.training.step import Recipe
 
 
+def data_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `data`, checked: arguments of `datasets.load`, and the two splits of a run."""
+    beside = {"train_split": str, "test_split": str}
+    return checks.arguments("data", datasets.load, config["data"], ("splits",), beside)
+
+
 def open_data(config: Mapping[str, Any], splits: Iterable[str] = ()) -> RealData:
     """The data set of a config, with its splits for training and testing and those named.
 
     Says what was found in a folder of images. Raises ValueError where the two splits are not the
     same one and yet share examples.
     """
-    given, beside = ("splits",), ("train_split", "test_split")
-    data = checks.arguments("data", datasets.load, config["data"], given, beside)
+    data = data_settings(config)
     train, test = data.pop("train_split"), data.pop("test_split")
     dataset = datasets.load(**data, splits=tuple(dict.fromkeys((train, test, *splits))))
     both = overlap(*(dataset.parts.get(split, ()) for split in (train, test)))

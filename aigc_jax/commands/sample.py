@@ -102,8 +102,7 @@ def run(
         every class in turn.
       settings: replaces values of `config.sampling`, such as sampler, steps, guidance.
       batch_size: samples at a time.
-      frames: also writes a strip of this many frames of how each sample comes to be; with `gif`,
-        an animated GIF instead.
+      frames: also writes so many frames of how each sample comes to be: a strip, or a GIF (`gif`).
       pictures: also writes what the family shows of its codes: interpolations, traversals.
       save: "png" writes every sample as a file of its own, "npz" all of them as arrays "x", as
         they are stored (images: uint8), and "label" where there are labels.
@@ -130,14 +129,8 @@ def run(
     check_room(folder, model, modality, count if save == "npz" else 0)
     options = {"step": step, "best": best, "raw": raw, "dtype": dtype, "codes": data.codes}
     model = models.load(workdir, config, **options, family=model.family)
-    words = [
-        f"n{count}",
-        *["raw"] * raw,
-        *filter(None, [dtype]),
-        *labels_word(asked and labels),
-        *different,
-    ]
-    name = "-".join([f"step{model.step:08d}", f"seed{seed}", *words])
+    words = [*["raw"] * raw, *filter(None, [dtype]), *labels_word(asked and labels), *different]
+    name = "-".join([f"step{model.step:08d}", f"seed{seed}", f"n{count}", *words])
     new = bool(output) or not folders.is_run(workdir)  # samples of another run may be called so
     check_places(folder / name, new=new, save=save, frames=frames, gif=gif)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
-from aigc_jax import build, files
-from aigc_jax.commands import common, report
+from aigc_jax import files
+from aigc_jax.commands import common, report, validation
 from aigc_jax.commands import evaluate as evaluate_command
 from aigc_jax.commands.boundary import STOPPED
 from aigc_jax.data.datasets import Dataset
@@ -21,7 +21,13 @@ from aigc_jax.runs import environment, evaluate, lock
 from aigc_jax.runs import folder as folders
 from aigc_jax.runs import model as models
 from aigc_jax.runs import observer as observers
-from aigc_jax.runs.evaluations import Evaluation, check, check_draws, plan, scheduled, splits
+from aigc_jax.runs.evaluations import (
+    Evaluation,
+    check,
+    plan,
+    scheduled,
+    splits,
+)
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractors
 from aigc_jax.training import loop, sharding
@@ -71,12 +77,12 @@ def run(
     """
     workdir, setting = pathlib.Path(workdir), config["evaluation"]
     folders.refuse_best(workdir)
+    validation.check(config)
     sharding.check_on_first(partial(files.check, workdir, folders=True, new=False))
     planned = plan(config["evaluations"], setting)
     data = common.open_data(config, splits(planned))
     config = models.with_network(config, workdir, data.spec.shape)
-    family = build.build(config, data.spec)
-    check_draws(family, [evaluation.name for evaluation in planned if evaluation.draws])
+    family = validation.validate(config, data.spec)
     extractors = FeatureExtractors(sharding.make_mesh())
     if setting["at_end"]:  # so that what it lacks is found before training, not after it
         check(
@@ -127,8 +133,6 @@ def fit(
     """
     settings, keep, mesh = config["train"], config["checkpoint"], sharding.make_mesh()
     planned = scheduled(planned, config["evaluation"])
-    draws = any(evaluation.draws for evaluation in planned)
-    observers.check_settings(config["log"], keep, test_split=data.test_split, draws=draws)
     recipe = common.recipe_of(config, family, data.spec)
     extractors = extractors or FeatureExtractors(mesh)
     with contextlib.ExitStack() as stack:

@@ -5,11 +5,12 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from aigc_jax.checks import OneOf, Whole
 from aigc_jax.data import digits, folders, identity, labels, mixtures, pairs, prepare, sources
 from aigc_jax.data.identity import Identity
 from aigc_jax.data.images import DataError, Record
@@ -61,12 +62,12 @@ def load(
     data_dir: str | None = None,
     path: str | None = None,
     labels_from: str | None = None,
-    splits_from: str | None = None,
-    channels: int | None = None,
-    image_size: int = 0,
-    crop: int = 0,
+    splits_from: Annotated[str, OneOf(("folders", "names"))] | None = None,
+    channels: Annotated[int, OneOf((1, 3))] | None = None,
+    image_size: Whole = 0,
+    crop: Whole = 0,
     in_memory: bool | None = None,
-    on_corrupt: str = "raise",
+    on_corrupt: Annotated[str, OneOf(("raise", "skip"))] = "raise",
     splits: Sequence[str] | None = None,
 ) -> Dataset:
     """Opens a data set, preparing it first where it must.

@@ -3,16 +3,28 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.checks import arguments, one_of, section
+from aigc_jax.checks import (
+    BelowOne,
+    Count,
+    NonNegative,
+    OneOf,
+    Positive,
+    Range,
+    arguments,
+    choice,
+    kinds,
+    section,
+)
 from aigc_jax.diffusion import likelihood, objectives, precondition, solvers, times
 from aigc_jax.diffusion.guidance import classifier_free
 from aigc_jax.diffusion.process import (
+    SCHEDULES,
     Process,
     betas,
     diffuse,
@@ -39,10 +51,7 @@ from aigc_jax.family import (
 from aigc_jax.networks.unet import UNet
 
 NETWORKS = {"unet": UNet}
-# Keys of the sections `diffusion` and `sampling`; a solver may add its own to the latter.
-SETTINGS = ("schedule", "timesteps", "beta_min", "beta_max", "prediction", "weighting", "gamma")
-SETTINGS += ("conditional", "label_dropout")
-SAMPLING = ("sampler", "steps", "spacing", "clip", "guidance")
+Beta = Annotated[float, Range(0, 1, above=True, below=True)]
 DAMAGE = (0.1, 0.3, 0.5)  # shares of T at which `reconstruct` shows one step of denoising
 
 
@@ -56,13 +65,12 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     Raises:
       ValueError: a setting that does not exist, or that these data or the others rule out.
     """
-    settings = section("diffusion", config["diffusion"], SETTINGS)
+    of_diffusion = kinds(diffusion, given=("network", "shape", "sampling"))
+    settings = section("diffusion", config["diffusion"], {"conditional": bool, **of_diffusion})
     conditional = settings.pop("conditional")
     if conditional and not spec.classes:
         raise ValueError("diffusion.conditional needs data with labels; this data set has none")
-    of_network = dict(config["network"])
-    name = of_network.pop("name", "")
-    one_of("network.name", name, NETWORKS)
+    name, of_network = choice("network", config["network"], NETWORKS)
     if spec.kind != "image":
         raise ValueError(f"network {name!r} takes images; these data are of kind {spec.kind!r}")
     of_data = {
@@ -70,7 +78,9 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
         "num_classes": spec.classes if conditional else 0,
     }
     of_network = arguments("network", NETWORKS[name], of_network, of_data)
-    sampling = section("sampling", config["sampling"], SAMPLING, solvers.Settings._fields)
+    of_sampling = kinds(solvers.build, given=("process", "settings"))
+    of_sampling |= kinds(Diffusion, only=("clip", "guidance"))
+    sampling = section("sampling", config["sampling"], of_sampling, kinds(solvers.Settings))
     network = NETWORKS[name](**of_data, **of_network)
     return diffusion(network, spec.shape, **settings, sampling=sampling).family()
 
@@ -79,15 +89,15 @@ def diffusion(
     network: Any,
     shape: tuple[int, ...],
     *,
-    schedule: str,
-    timesteps: int,
-    prediction: str,
-    weighting: str,
+    schedule: Annotated[str, OneOf(SCHEDULES)],
+    timesteps: Count,
+    prediction: Annotated[str, OneOf(precondition.PREDICTIONS)],
+    weighting: Annotated[str, OneOf(times.WEIGHTINGS)],
     sampling: Mapping[str, Any],
-    beta_min: float = 1e-4,
-    beta_max: float = 0.02,
-    gamma: float = 5.0,
-    label_dropout: float = 0.0,
+    beta_min: Beta = 1e-4,
+    beta_max: Beta = 0.02,
+    gamma: Positive = 5.0,
+    label_dropout: BelowOne = 0.0,
 ) -> "Diffusion":
     """Discrete-time variance-preserving diffusion, from the settings of its parts.
 
@@ -144,7 +154,7 @@ class Diffusion:
     solver: Solver
     term: likelihood.Term
     label_dropout: float = 0.0
-    guidance: float = 1.0
+    guidance: NonNegative = 1.0
     clip: bool = True
 
     def __post_init__(self) -> None:

@@ -11,6 +11,9 @@ from aigc_jax.evaluation.features import Features, subsample
 from aigc_jax.evaluation.metrics import frechet
 from aigc_jax.evaluation.metrics.memorisation import Memorisation, memorisation
 
+# What metrics are called where the feature network is Inception.
+OF_INCEPTION = {"fd": "fid", "kd": "kid", "score": "inception_score"}
+
 
 class Images(NamedTuple):
     """Images that are judged, by what a feature network makes of them.
@@ -130,8 +133,8 @@ class ImageComparison:
         return f"{self.reference.name} ({len(self.reference.features.features)})"
 
     def named(self, metric: str) -> str:
-        """A metric that carries its network's name."""
-        return f"{metric}_{self.network}"
+        """See `named`."""
+        return named(metric, self.network)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +165,13 @@ class PointComparison:
         """Held-out points, at most as many as there are samples."""
         index = subsample(self.held_out.size, len(self.samples.values))
         return Points(self.held_out.fetch(index)["x"], real=True)
+
+
+def named(metric: str, network: str) -> str:
+    """A metric with its network's name; with Inception some have a name of their own."""
+    if network == "inception" and metric in OF_INCEPTION:
+        return OF_INCEPTION[metric]
+    return f"{metric}_{network}"
 
 
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

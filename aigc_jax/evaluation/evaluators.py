@@ -17,6 +17,7 @@ from aigc_jax.evaluation.comparison import (
     PointComparison,
     Points,
     moments,
+    named,
 )
 from aigc_jax.evaluation.features import subsample
 from aigc_jax.evaluation.metrics import classes, diversity, frechet, kernel, manifold
@@ -42,18 +43,17 @@ def fid(comparison: ImageComparison, images: Images) -> list[Row]:
     """Fréchet distance (Heusel et al. 2017): "fid" with Inception, else "fd_NETWORK"."""
     mean, covariance, name = comparison.target
     value = frechet.frechet_distance(*moments(images.features), mean, covariance)
-    metric = "fid" if comparison.network == "inception" else comparison.named("fd")
     n, width = images.features.shape
     note = f"fewer samples than the {width} features: biased upwards" if n <= width else ""
-    return [Row(metric, value, n, reference=name, note=note)]
+    return [Row(comparison.named("fd"), value, n, reference=name, note=note)]
 
 
 def kid(comparison: ImageComparison, images: Images) -> list[Row]:
     """Kernel distance (Bińkowski et al. 2018): "kid" with Inception, else "kd_NETWORK"."""
     reference = comparison.reference.features.features
     value, error = kernel.kernel_distance(images.features, reference)
-    metric = "kid" if comparison.network == "inception" else comparison.named("kd")
-    return [Row(metric, value, len(images.features), error, reference=comparison.reference_name)]
+    name, n = comparison.reference_name, len(images.features)
+    return [Row(comparison.named("kd"), value, n, error, reference=name)]
 
 
 def precision_recall(comparison: ImageComparison, images: Images) -> list[Row]:
@@ -71,9 +71,7 @@ def precision_recall(comparison: ImageComparison, images: Images) -> list[Row]:
 def inception_score(comparison: ImageComparison, images: Images) -> list[Row]:
     """exp of the mutual information of image and class (Salimans et al. 2016), over ten parts."""
     mean, deviation = classes.inception_score(images.logits)
-    inception = comparison.network == "inception"
-    metric = "inception_score" if inception else comparison.named("score")
-    return [Row(metric, mean, len(images.logits), deviation)]
+    return [Row(comparison.named("score"), mean, len(images.logits), deviation)]
 
 
 def modes(comparison: ImageComparison, images: Images) -> list[Row]:
@@ -164,6 +162,17 @@ EXAMPLES = {
     "diagnosis": per_example.diagnosis,
     "reconstruction": per_example.reconstruction,
 }
+# The metrics of their rows; those of DISTRIBUTION carry a feature network's name.
+METRICS = {
+    "fid": ("fd",),
+    "kid": ("kd",),
+    "precision_recall": ("precision", "recall", "density", "coverage"),
+    "inception_score": ("score",),
+    "modes": ("sure", "modes", "class_kl", "agreement"),
+    "diversity": ("diversity",),
+    "memorisation": ("closer_to_train", "copies"),
+    "mixture": ("mixture_modes", "high_quality", "reverse_kl", "reverse_kl_all"),
+}
 OF_SAMPLES: dict[str, Callable] = {**DISTRIBUTION, **POINTS}
 # What evaluators of samples need at least, of each in OF_SAMPLES.
 NEEDS = {
@@ -193,6 +202,20 @@ def lacking(name: str, judged: int, reference: float) -> str:
     if reference < needs.reference:
         return f"needs at least {needs.reference} real images to compare with, not {reference}"
     return ""
+
+
+def metrics(name: str, network: str, labelled: bool) -> list[str]:
+    """The metrics of the rows that an evaluator of samples makes.
+
+    Args:
+      name: one of OF_SAMPLES.
+      network: of the features.
+      labelled: whether samples are drawn of classes.
+    """
+    if name in POINTS:
+        return list(METRICS[name])
+    of_labels = () if labelled else ("agreement",)
+    return [named(metric, network) for metric in METRICS[name] if metric not in of_labels]
 
 
 def of_samples(

@@ -6,67 +6,12 @@ the adaptive probability of Karras et al. 2020 (arXiv:2006.06676). Images are [B
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.checks import one_of
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What images go through before the discriminator sees them: the settings of `gan.augment`.
-
-    Attributes:
-      policy: of "color", "translation", "cutout"; () for no augmentation.
-      probability: of each part; where `target` is not 0, that of the start.
-      probability_end: where the probability ends if it follows a schedule.
-      target: E sign(D(real)) at which the probability is held (adaptive augmentation); 0: it is not
-        adaptive.
-      images: that the discriminator sees while an adaptive probability goes from 0 to 1.
-    """
-
-    policy: tuple[str, ...] = ()
-    probability: float = 1.0
-    probability_end: float = 1.0
-    target: float = 0.0
-    images: float = 500_000.0
-
-    def __post_init__(self) -> None:
-        for part in self.policy:
-            one_of("each part of gan.augment.policy", part, PARTS)
-        for name in ("probability", "probability_end"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"gan.augment.{name} lies in [0, 1], not {getattr(self, name)}")
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether the probability follows the discriminator's logits."""
-        return bool(self.policy and self.target)
-
-
-def differentiable(
-    key: jax.Array, x: jax.Array, policy: tuple[str, ...], probability: float | jax.Array
-) -> jax.Array:
-    """Images x [B, H, W, C] changed at random by each part of `policy`, in its order.
-
-    Args:
-      key: an example's draws depend on it and the example's position in the batch only.
-      policy: as of `Augmentation`; () changes nothing.
-      probability: of each part for each example, a number or a (traced) scalar; 0 changes nothing,
-        1 always changes.
-    """
-
-    def one(key: jax.Array, image: jax.Array) -> jax.Array:
-        for name in policy:
-            # By the part's place in PARTS: what it draws does not depend on which others there are.
-            part_key = jax.random.fold_in(key, list(PARTS).index(name))
-            draw_key, coin_key = jax.random.split(part_key)
-            applied = jax.random.bernoulli(coin_key, probability)
-            image = jnp.where(applied, PARTS[name](draw_key, image), image)
-        return image
-
-    return jax.vmap(one)(jax.random.split(key, len(x)), x)
+from aigc_jax.checks import OR_EMPTY, BelowOne, OneOf, Positive, Probability
 
 
 def color(key: jax.Array, image: jax.Array) -> jax.Array:
@@ -106,6 +51,55 @@ def cutout(key: jax.Array, image: jax.Array) -> jax.Array:
 
 # What a policy is made of: (key, image [H, W, C]) -> an image of the same shape.
 PARTS = {"color": color, "translation": translation, "cutout": cutout}
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What images go through before the discriminator sees them: the settings of `gan.augment`.
+
+    Attributes:
+      policy: of "color", "translation", "cutout"; () for no augmentation.
+      probability: of each part; where `target` is not 0, that of the start.
+      probability_end: where the probability ends if it follows a schedule.
+      target: E sign(D(real)) at which the probability is held (adaptive augmentation); 0: it is not
+        adaptive.
+      images: that the discriminator sees while an adaptive probability goes from 0 to 1.
+    """
+
+    policy: Annotated[tuple[Annotated[str, OneOf(PARTS)], ...], OR_EMPTY] = ()
+    probability: Probability = 1.0
+    probability_end: Probability = 1.0
+    target: BelowOne = 0.0
+    images: Positive = 500_000.0
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the probability follows the discriminator's logits."""
+        return bool(self.policy and self.target)
+
+
+def differentiable(
+    key: jax.Array, x: jax.Array, policy: tuple[str, ...], probability: float | jax.Array
+) -> jax.Array:
+    """Images x [B, H, W, C] changed at random by each part of `policy`, in its order.
+
+    Args:
+      key: an example's draws depend on it and the example's position in the batch only.
+      policy: as of `Augmentation`; () changes nothing.
+      probability: of each part for each example, a number or a (traced) scalar; 0 changes nothing,
+        1 always changes.
+    """
+
+    def one(key: jax.Array, image: jax.Array) -> jax.Array:
+        for name in policy:
+            # By the part's place in PARTS: what it draws does not depend on which others there are.
+            part_key = jax.random.fold_in(key, list(PARTS).index(name))
+            draw_key, coin_key = jax.random.split(part_key)
+            applied = jax.random.bernoulli(coin_key, probability)
+            image = jnp.where(applied, PARTS[name](draw_key, image), image)
+        return image
+
+    return jax.vmap(one)(jax.random.split(key, len(x)), x)
 
 
 def adapted(

@@ -6,12 +6,12 @@ Networks", 2017 (arXiv:1703.10593). Domain A is a batch's "x", domain B its "oth
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.checks import arguments, one_of, section
+from aigc_jax.checks import NonNegative, OneOf, Whole, arguments, kinds, section
 from aigc_jax.family import (
     Batch,
     DataSpec,
@@ -26,12 +26,11 @@ from aigc_jax.family import (
 )
 from aigc_jax.gan import losses
 from aigc_jax.gan import pool as pools
-from aigc_jax.networks.gan.cyclegan import NORMS, Discriminator, Generator
+from aigc_jax.networks.gan.cyclegan import Discriminator, Generator
 
 DIRECTIONS = ("a2b", "b2a")
 DOMAINS = ("a", "b")
 PLAYERS = ("generator", "discriminator")
-SETTINGS = ("loss", "adversarial", "cycle_a", "cycle_b", "identity", "pool")  # of `cyclegan`
 
 
 def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
@@ -58,15 +57,17 @@ def from_config(config: Mapping[str, Any], spec: DataSpec) -> "CycleGAN":
             )
     if spec.kind != "image":
         raise ValueError(f"cyclegan takes images; these data are of kind {spec.kind!r}")
-    shape, networks = spec.shape, section("network", config["network"], PLAYERS)
+    of_network = dict.fromkeys(PLAYERS, Mapping)
+    shape, networks = spec.shape, section("network", config["network"], of_network)
     given = {"image_shape": shape, "out_channels": shape[-1]}
     generator = arguments("network.generator", Generator, networks["generator"], given)
     discriminator = arguments(
         "network.discriminator", Discriminator, networks["discriminator"], ["image_shape"]
     )
-    one_of("network.discriminator.norm", discriminator.get("norm", NORMS[0]), NORMS)
-    settings = section("cyclegan", config["cyclegan"], SETTINGS)
-    section("sampling", config["sampling"], ())  # nothing is drawn from noise
+    weights = ("adversarial", "cycle_a", "cycle_b", "identity", "pool")
+    of_cyclegan = {"loss": Annotated[str, OneOf(losses.LOSSES)], **kinds(CycleGAN, only=weights)}
+    settings = section("cyclegan", config["cyclegan"], of_cyclegan)
+    section("sampling", config["sampling"], {})  # nothing is drawn from noise
     return CycleGAN(
         generator=Generator(**given, **generator),
         discriminator=Discriminator(image_shape=shape, **discriminator),
@@ -103,15 +104,11 @@ class CycleGAN:
     image_shape: tuple[int, int, int]
     game: losses.Loss
     batch_size: int
-    adversarial: float
-    cycle_a: float
-    cycle_b: float
-    identity: float
-    pool: int
-
-    def __post_init__(self) -> None:
-        if min(self.adversarial, self.cycle_a, self.cycle_b, self.identity, self.pool) < 0:
-            raise ValueError("the weights and the pool of config.cyclegan are not negative")
+    adversarial: NonNegative
+    cycle_a: NonNegative
+    cycle_b: NonNegative
+    identity: NonNegative
+    pool: Whole
 
     @property
     def weights(self) -> dict[str, float]:

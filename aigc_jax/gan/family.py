@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
 from aigc_jax import modalities
-from aigc_jax.checks import arguments, section
+from aigc_jax.checks import Count, NonNegative, OneOf, Whole, arguments, kinds, section
 from aigc_jax.family import (
     Batch,
     Cond,
@@ -32,13 +32,6 @@ from aigc_jax.gan.statistics import in_training, of_one_batch, updated
 
 STANDING = 512  # latents that the standing statistics of a generator are taken of
 
-# Keys of the section `gan`, and of its part `classifier`.
-SETTINGS = (
-    *("loss", "prior", "penalty", "augment", "classifier"),
-    *("decay_steps", "critics", "generator_batch", "frozen"),
-)
-CLASSIFIER = ("weight", "weight_generator")
-
 
 def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     """The GAN of an experiment, as a family. See `from_config`."""
@@ -56,9 +49,16 @@ def from_config(config: Mapping[str, Any], spec: DataSpec) -> "GAN":
       ValueError: a setting that does not exist, or that these data or the others rule out.
     """
     networks = players.build(config["network"], spec)
-    settings = section("gan", config["gan"], SETTINGS)
-    classifier = section("gan.classifier", settings.pop("classifier"), CLASSIFIER)
-    sampling = section("sampling", config["sampling"], ("truncation",))
+    of_gan = {
+        "loss": Annotated[str, OneOf(losses.LOSSES)],
+        **kinds(Latents, only=("prior",)),
+        **dict.fromkeys(("penalty", "augment", "classifier"), Mapping),
+        **kinds(GAN, only=("decay_steps", "critics", "generator_batch", "frozen")),
+    }
+    settings = section("gan", config["gan"], of_gan)
+    of_classifier = dict.fromkeys(("weight", "weight_generator"), NonNegative)
+    classifier = section("gan.classifier", settings.pop("classifier"), of_classifier)
+    sampling = section("sampling", config["sampling"], kinds(Latents, only=("truncation",)))
     penalty = arguments("gan.penalty", losses.Penalty, settings.pop("penalty"))
     augmentation = arguments("gan.augment", augment.Augmentation, settings.pop("augment"))
     return GAN(
@@ -106,12 +106,12 @@ class GAN:
     game: losses.Loss
     penalty: losses.Penalty
     augmentation: augment.Augmentation
-    decay_steps: int = 0
-    critics: int = 1
-    generator_batch: int = 1
+    decay_steps: Whole = 0
+    critics: Count = 1
+    generator_batch: Count = 1
     class_weight: float = 1.0
     class_weight_generator: float = 0.1
-    frozen: int = 0
+    frozen: Whole = 0
 
     def __post_init__(self) -> None:
         if self.penalty.terms and getattr(self.discriminator, "norm", "") == "batch":
@@ -120,16 +120,12 @@ class GAN:
                 "batch norm mixes with the others': set network.discriminator.norm to 'none' or "
                 "'spectral'"
             )
-        if self.critics < 1 or self.generator_batch < 1:
-            raise ValueError("gan.critics and gan.generator_batch are at least 1")
         if self.generator_batch > 1 and self.game.relativistic:
             raise ValueError(
                 "gan.loss='relativistic' pairs examples: gan.generator_batch must be 1"
             )
         if self.augmentation.policy and self.kind != "image":
             raise ValueError(f"gan.augment.policy changes images, not data of kind {self.kind!r}")
-        if self.decay_steps < 0:
-            raise ValueError(f"gan.decay_steps is at least 0, not {self.decay_steps}")
         if self.augmentation.adaptive and self.decay_steps:
             raise ValueError("gan.augment.target sets the probability: gan.decay_steps must be 0")
 

@@ -1,11 +1,14 @@
 """The latents z that a generator makes examples of: their prior, and ways from one to another."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 
-from aigc_jax.checks import one_of
+from aigc_jax.checks import NonNegative, OneOf
 from aigc_jax.gan.directions import slerp
+
+PRIORS = ("normal", "uniform")
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,10 @@ class Latents:
     """
 
     size: int
-    prior: str = "normal"
-    truncation: float = 0.0
+    prior: Annotated[str, OneOf(PRIORS)] = "normal"
+    truncation: NonNegative = 0.0
 
     def __post_init__(self) -> None:
-        one_of("gan.prior", self.prior, ("normal", "uniform"))
-        if self.truncation < 0:
-            raise ValueError(f"sampling.truncation is at least 0, not {self.truncation}")
         if self.truncation and self.prior != "normal":
             raise ValueError(
                 "sampling.truncation is of gan.prior='normal' only: set one of them otherwise"

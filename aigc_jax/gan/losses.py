@@ -10,14 +10,14 @@ A penalty is returned without any weight: one half is the caller's where a paper
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.nn import relu, softplus
 from jax.scipy.special import logsumexp
 
-from aigc_jax.checks import one_of
+from aigc_jax.checks import Count, NonNegative, OneOf, Positive, one_of
 
 Critic = Callable[[jax.Array], jax.Array]  # examples [B, ...] -> logits, [B] or a map
 # Added below the root of a gradient's norm, whose own gradient would be infinite at 0.
@@ -173,18 +173,10 @@ class Penalty:
         regularisation, Karras et al. 2020, arXiv:1912.04958, appendix B).
     """
 
-    name: str = "none"
-    weight: float = 10.0
-    weight_end: float = 0.0
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        one_of("gan.penalty.name", self.name, COMPOSED)
-        if self.name != "none" and (self.weight <= 0 or self.every < 1 or self.weight_end < 0):
-            raise ValueError(
-                "gan.penalty.weight must be above 0, gan.penalty.weight_end at least 0 and "
-                "gan.penalty.every at least 1"
-            )
+    name: Annotated[str, OneOf(COMPOSED)] = "none"
+    weight: Positive = 10.0
+    weight_end: NonNegative = 0.0
+    every: Count = 1
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from aigc_jax.checks import arguments, one_of, section
+from aigc_jax.checks import arguments, choice, section
 from aigc_jax.family import DataSpec
 from aigc_jax.networks.gan import dcgan, mlp, r3gan, resnet
 from aigc_jax.networks.gan.layers import check_conditioning
@@ -22,14 +22,12 @@ def build(settings: Mapping[str, Any], spec: DataSpec) -> dict[str, Any]:
     Raises:
       ValueError: a network that does not exist or is of other data, labels that the data lack.
     """
-    settings = section("network", settings, ("generator", "discriminator"))
+    settings = section("network", settings, dict.fromkeys(("generator", "discriminator"), Mapping))
     conditioning = dict(settings["discriminator"]).get("conditioning", "none")
     check_conditioning(conditioning, spec.classes)
     found = {}
     for player in ("generator", "discriminator"):
-        own = dict(settings[player])
-        name = own.pop("name", "")
-        one_of(f"network.{player}.name", name, NETWORKS)
+        name, own = choice(f"network.{player}", settings[player], NETWORKS)
         if spec.kind != "image" and name not in OF_ANY_DATA:
             raise ValueError(
                 f"network.{player}.name={name!r} takes images; data of kind {spec.kind!r} need "

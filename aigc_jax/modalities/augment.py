@@ -4,8 +4,12 @@ Each draws its randomness per example from one key, as arrays of shape [B]: how 
 out over devices changes nothing.
 """
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
+
+from aigc_jax.checks import NonNegative, Range, Whole
 
 
 def enlarge_crop(key: jax.Array, x: jax.Array, pixels: int) -> jax.Array:
@@ -36,17 +40,20 @@ def augment(
     x: jax.Array,
     *,
     flip: bool = False,
-    shift: int = 0,
-    jitter: int = 0,
-    rotation: float = 0.0,
-    scale: float = 0.0,
+    shift: Whole = 0,
+    jitter: Whole = 0,
+    rotation: Annotated[float, Range(0, 180)] = 0.0,
+    scale: NonNegative = 0.0,
 ) -> jax.Array:
     """What a config chooses, each 0 or False for none; rotation and zoom share one resampling.
 
     `shift` is in pixels, as is `jitter`, what `enlarge_crop` adds; `rotation` is in degrees,
     `scale` the largest zoom less one. What one of them draws does not depend on which others are
-    on.
+    on. ValueError for a shift by the whole image.
     """
+    side = min(x.shape[1:3])
+    if shift >= side:
+        raise ValueError(f"config.augment.shift is below {side}, the images' side, not {shift}")
     flip_key, shift_key, rotation_key, scale_key = jax.random.split(key, 4)
     if flip:
         x = mirror(x, jax.random.bernoulli(flip_key, 0.5, (x.shape[0],)))

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from PIL import Image
 
+from aigc_jax.checks import arguments
+from aigc_jax.modalities import augment as images
 from aigc_jax.modalities.base import Modality
 
 SIDE, DOTS_PER_INCH = 4.8, 100  # inches
@@ -24,10 +26,12 @@ def to_stored(points: np.ndarray) -> np.ndarray:
 def augment(key: jax.Array, x: jax.Array, **settings: Any) -> jax.Array:
     """Points [B, 2] as they are; ValueError where a setting asks for more than that."""
     del key
-    if any(settings.values()):
-        raise ValueError(
-            "points of the plane cannot be augmented: set every augment.* to 0 or False"
-        )
+    for name, value in arguments("augment", images.augment, settings, given=("key", "x")).items():
+        if value:
+            raise ValueError(
+                "points of the plane cannot be augmented: set every augment.* to 0 or False, not "
+                f"config.augment.{name} to {value}"
+            )
     return x
 
 

@@ -34,7 +34,9 @@ def sinusoidal_embedding(
     """
     half = width // 2
     if width % 2 or half < 2:
-        raise ValueError(f"a sinusoidal embedding needs an even width of at least 4, not {width}")
+        raise ValueError(
+            f"an embedding needs an even width (network.width) of at least 4, not {width}"
+        )
     # The frequencies are constants: rounded once, from float64. t = 999 needs every bit of them,
     # so the product is never left to a matrix unit or to bfloat16.
     exponents = -np.log(MAX_PERIOD) * np.arange(half) / (half - freq_shift)

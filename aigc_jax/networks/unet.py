@@ -7,11 +7,13 @@ Probabilistic Models", 2021 (arXiv:2102.09672); the row for "no label" is that o
 """
 
 from functools import partial
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from aigc_jax.checks import OR_EMPTY, BelowOne, Count, Counts, DType, Positive, Range, Whole
 from aigc_jax.networks.layers import (
     EPSILON,
     ZERO,
@@ -52,20 +54,20 @@ class UNet(nn.Module):
     """
 
     out_channels: int
-    width: int = 128
-    multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    blocks: int = 2
-    attention: tuple[int, ...] = (16,)
-    heads: int = 1
-    dropout: float = 0.1
-    groups: int = 32
+    width: Count = 128
+    multipliers: Counts = (1, 2, 2, 2)
+    blocks: Count = 2
+    attention: Annotated[Counts, OR_EMPTY] = (16,)
+    heads: Count = 1
+    dropout: BelowOne = 0.1
+    groups: Count = 32
     num_classes: int = 0
-    head_dim: int = 0
-    norm_eps: float = EPSILON
-    downsample_padding: int = 0
-    freq_shift: int = 1
+    head_dim: Whole = 0
+    norm_eps: Positive = EPSILON
+    downsample_padding: Annotated[int, Range(0, 1)] = 0
+    freq_shift: Annotated[int, Range(0, 1)] = 1
     flip_sin_to_cos: bool = False
-    dtype: str = "float32"
+    dtype: DType = "float32"
 
     @nn.compact
     def __call__(

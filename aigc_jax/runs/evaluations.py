@@ -1,23 +1,51 @@
 """Which evaluations a config asks for, and all that can be wrong with them before they run."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax import modalities
-from aigc_jax.checks import one_of
+from aigc_jax.checks import Count, OneOf, Whole, arguments, kinds, one_of, shown, value
 from aigc_jax.data import mixtures
 from aigc_jax.evaluation import evaluators, features
-from aigc_jax.family import Family
+from aigc_jax.evaluation.results import Row
+from aigc_jax.family import DataSpec, Family, Variables
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractor, FeatureExtractors
 
 Rebuild = Callable[[Mapping[str, Any]], Family]
 OF_THE_RUN = ("at_end",)  # keys of `config.evaluation` that no single evaluation can replace
 ALWAYS = {"examples": {}, "diagnosis": {}}  # on a schedule, whatever else is
+
+
+class Settings(NamedTuple):
+    """The section `evaluation`: how all evaluations are done that say nothing else.
+
+    Attributes:
+      network, weights: the feature network, and its file (None: looked for in $AIGC_WEIGHTS).
+      count: samples; examples: held-out ones on a schedule, 0 for all.
+      reference_split: what samples are compared with.
+      statistics: file of a mean and a covariance to take the Fréchet distance to; "": none.
+      manifold_count: most images where all pairs are compared.
+      likelihood_count: examples whose likelihood is bounded; 0 for all.
+      at_end: whether a run ends with all of its evaluations.
+      scheduled_count: samples on a schedule; 0 for no metrics of samples.
+    """
+
+    network: Annotated[str, OneOf(features.NAMES)]
+    weights: str | None
+    count: Count
+    reference_split: str
+    statistics: str
+    manifold_count: Count
+    likelihood_count: Whole
+    at_end: bool
+    examples: Whole
+    scheduled_count: Whole
 
 
 class Evaluation(NamedTuple):
@@ -60,32 +88,36 @@ def plan(
       settings: `config.evaluation`, the settings of all that do not replace them.
 
     Raises:
-      ValueError: an unknown metric or setting, settings that are no mapping.
+      ValueError: an unknown metric or setting, a value out of its range, settings that are no
+        mapping.
     """
+    settings = arguments("evaluation", Settings, settings)
     if not hasattr(evaluations, "items"):
         raise ValueError(
             f"config.evaluations gives each evaluation its settings, such as {{'fid': {{}}}}, and "
-            f"is not {evaluations!r}"
+            f"is not {shown(evaluations)}"
         )
     return tuple(_evaluation(name, given, settings) for name, given in evaluations.items())
 
 
 def _evaluation(name: str, given: Mapping[str, Any], settings: Mapping[str, Any]) -> Evaluation:
     if not hasattr(given, "items"):
-        raise ValueError(f"evaluations.{name} is a mapping of settings, not {given!r}")
+        raise ValueError(f"evaluations.{name} is a mapping of settings, not {shown(given)}")
     own = dict(given)
-    metric, sampling = own.pop("metric", name), dict(own.pop("sampling", {}))
+    metric, sampling = own.pop("metric", name), own.pop("sampling", {})
+    value(f"evaluations.{name}.sampling", sampling, Mapping)
     one_of(f"evaluations.{name}.metric", metric, evaluators.NAMES)
     known = ("metric", "sampling", *(key for key in settings if key not in OF_THE_RUN))
-    for key in own:
+    for key, of_key in own.items():
         one_of(f"a setting of evaluations.{name}", key, known)
+        value(f"evaluations.{name}.{key}", of_key, kinds(Settings)[key])
     if sampling and metric not in evaluators.OF_SAMPLES:
         raise ValueError(f"evaluations.{name}.sampling: metric {metric!r} takes no samples")
     both = {**settings, **own}
     if metric in evaluators.OF_SAMPLES:
-        return Evaluation(name, metric, sampling, both, count=both["count"])
+        return Evaluation(name, metric, dict(sampling), both, count=both["count"])
     limit = both["likelihood_count"] if metric == "likelihood" else 0
-    return Evaluation(name, metric, sampling, both, limit=limit)
+    return Evaluation(name, metric, {}, both, limit=limit)
 
 
 def scheduled(planned: Sequence[Evaluation], settings: Mapping[str, Any]) -> tuple[Evaluation, ...]:
@@ -109,6 +141,30 @@ def splits(planned: Iterable[Evaluation]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(e.settings["reference_split"] for e in planned if e.draws))
 
 
+def scheduled_names(
+    planned: Iterable[Evaluation], family: Family, spec: DataSpec, test_split: str
+) -> Iterator[str]:
+    """Names that metrics of scheduled evaluations are written by: "eval/fid", "test/loss", ...
+
+    Found without any data: those of examples by tracing what computes them.
+    """
+    for e in planned:
+        if e.draws:
+            labelled = bool(family.drawing and family.drawing.conditions)
+            for metric in evaluators.metrics(e.metric, e.settings["network"], labelled):
+                yield f"eval/{Row(metric, 0.0, 0, evaluation=e.label).key}"
+    key = jax.eval_shape(jax.random.key, 0)
+    variables = Variables(*jax.eval_shape(family.init, key))
+    fields = {name: (field.shape, jnp.float32) for name, field in spec.fields.items()}
+    fields |= dict.fromkeys(spec.conditions, ((), jnp.int32))
+    batch = {name: jax.ShapeDtypeStruct((2, *s), dtype) for name, (s, dtype) in fields.items()}
+    yield from (f"{test_split}/{n}" for n in jax.eval_shape(family.evaluate, variables, batch, key))
+    if family.codec:
+        codes = jax.eval_shape(family.codec.encode, variables, batch)
+        zeros = {name: np.zeros(x.shape, x.dtype) for name, x in codes.items()}
+        yield from (f"{test_split}/{name}" for name in family.codec.diagnose(zeros)[0])
+
+
 def check_draws(family: Family, asked: Iterable[str]) -> None:
     """Raises ValueError where samples, or metrics of them, are asked of a family without."""
     asked = list(asked)
@@ -117,6 +173,17 @@ def check_draws(family: Family, asked: Iterable[str]) -> None:
             "this family translates images and draws none from noise: use --mode=translate, and "
             f"do not ask for {', '.join(asked)}"
         )
+
+
+def check_sampling(
+    planned: Iterable[Evaluation], sampling: Mapping[str, Any], rebuild: Rebuild
+) -> None:
+    """Raises ValueError where an evaluation samples in a way that the family does not know."""
+    for e in planned:
+        for key in e.sampling:
+            one_of(f"a setting of evaluations.{e.name}.sampling", key, sampling)
+        if e.sampling:
+            rebuild(e.sampling)
 
 
 def check(
@@ -142,6 +209,7 @@ def check(
     planned = tuple(planned)
     of_samples = [e for e in planned if e.draws]
     check_draws(family, [e.name for e in of_samples])
+    check_sampling(of_samples, sampling, rebuild)
     for e in of_samples:
         _check_kind(e, data)
         if e.count < 2:
@@ -151,10 +219,6 @@ def check(
             )
         split = f"evaluation.reference_split of {e.name}"
         one_of(split, e.settings["reference_split"], data.dataset.sources)
-        for key in e.sampling:
-            one_of(f"a setting of evaluations.{e.name}.sampling", key, sampling)
-        if e.sampling:
-            rebuild(e.sampling)
         if e.metric in evaluators.DISTRIBUTION:
             network = open_network(e, data, extractors)
             if e.settings["statistics"]:

@@ -183,7 +183,7 @@ class _Batches:
       broken: why, of each that could not be read so far.
     """
 
-    def __init__(self, source: images.Folder, framing: Framing, channels: int) -> None:
+    def __init__(self, source: images.Files, framing: Framing, channels: int) -> None:
         self._source, self._channels = source, channels
         self.sizes: dict[str, Size] = {}
         self.broken: dict[str, str] = {}

@@ -3,7 +3,7 @@
 import math
 import operator
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from aigc_jax import files, modalities, streams
+from aigc_jax.checks import one_of
 from aigc_jax.evaluation.features import subsample
 from aigc_jax.evaluation.metrics import diversity
 from aigc_jax.evaluation.per_example import natural
@@ -32,14 +33,14 @@ PAIRS = 500  # of samples whose distance is taken
 
 
 def check_settings(
-    log: Mapping[str, Any], keep: Mapping[str, Any], *, test_split: str, draws: bool
+    log: Mapping[str, Any], keep: Mapping[str, Any], *, test_split: str, names: Iterable[str]
 ) -> None:
     """Raises ValueError for settings that cannot work; called before anything is written.
 
     Args:
       log, keep: `config.log` and `config.checkpoint`.
       test_split: by which metrics of examples are named.
-      draws: whether metrics of samples are taken on the schedule.
+      names: of the metrics that the schedule gives; looked at where `checkpoint.best` names one.
     """
     if (log["sample_every"] or log["first_sample"]) and log["samples"] < 1:
         raise ValueError(
@@ -47,20 +48,25 @@ def check_settings(
             "log.first_sample=0 draw none"
         )
     best = keep["best"]
-    if keep["best_mode"] not in BETTER:
-        raise ValueError(
-            f"checkpoint.best_mode is {' or '.join(BETTER)}, not {keep['best_mode']!r}"
-        )
+    one_of("checkpoint.best_mode", keep["best_mode"], BETTER)
     if best and not best.startswith((f"{test_split}/", "eval/")):
         raise ValueError(
             f"checkpoint.best begins with {test_split}/ or, of samples, with eval/, and is not "
             f"{best!r}"
         )
-    if best.startswith("eval/") and not draws:
+    if not best:
+        return
+    known = []
+    for name in names:  # until it is found: some names take a trace to know
+        if name == best:
+            return
+        known.append(name)
+    if best.startswith("eval/") and not any(name.startswith("eval/") for name in known):
         raise ValueError(
             f"checkpoint.best is {best!r}, but no samples are judged on the schedule: set "
             "evaluation.scheduled_count, or another metric"
         )
+    one_of("checkpoint.best", best, known)
 
 
 class Observer:

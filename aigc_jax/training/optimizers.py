@@ -1,29 +1,39 @@
 """Optax chains from plain arguments."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from aigc_jax.checks import arguments, one_of, section
+from aigc_jax.checks import (
+    BelowOne,
+    NonNegative,
+    OneOf,
+    Positive,
+    Whole,
+    arguments,
+    kinds,
+    one_of,
+    section,
+    value,
+)
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "linear", "cosine")
-# Settings of `learning_rate`, flat beside those of `optimizer`, and what some move to.
+# Settings of `learning_rate`, flat beside those of `optimizer`.
 OF_SCHEDULE = ("schedule", "warmup", "decay_steps", "decay_start")
-ENDS = ("learning_rate_end", "b2_end")
 
 
 def learning_rate(
-    peak: float,
+    peak: NonNegative,
     *,
-    schedule: str = "constant",
-    warmup: int = 0,
-    decay_steps: int = 0,
-    decay_start: int = 0,
-    end: float = 0.0,
+    schedule: Annotated[str, OneOf(SCHEDULES)] = "constant",
+    warmup: Whole = 0,
+    decay_steps: Whole = 0,
+    decay_start: Whole = 0,
+    end: NonNegative = 0.0,
 ) -> optax.Schedule:
     """Step -> learning rate: a linear warm-up to `peak`, then constant, linear or cosine to `end`.
 
@@ -60,15 +70,15 @@ def learning_rate(
 
 def optimizer(
     *,
-    name: str = "adam",
-    learning_rate: float | optax.Schedule,
-    b1: float = 0.9,
-    b2: float | optax.Schedule = 0.999,
-    eps: float = 1e-8,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    clip: float = 0.0,
-    skip_above: float = 0.0,
+    name: Annotated[str, OneOf(OPTIMIZERS)] = "adam",
+    learning_rate: NonNegative | optax.Schedule,
+    b1: BelowOne = 0.9,
+    b2: BelowOne | optax.Schedule = 0.999,
+    eps: Positive = 1e-8,
+    momentum: BelowOne = 0.0,
+    weight_decay: NonNegative = 0.0,
+    clip: NonNegative = 0.0,
+    skip_above: NonNegative = 0.0,
 ) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) or SGD.
 
@@ -121,15 +131,18 @@ def per_player(
       updates: {player: its updates in a step of the run}, 5 of a critic that moves five times.
         Optax counts updates, a config's schedules count steps.
     """
+    value("optimizer", settings, Mapping)
+    ends = {"learning_rate_end": kinds(learning_rate)["end"], "b2_end": kinds(optimizer)["b2"]}
+    beside = kinds(learning_rate, OF_SCHEDULE) | ends
     own = updates.keys() & settings.keys()
     if own and own != updates.keys():
         raise ValueError(f"optimizer names {sorted(own)} but not {sorted(updates.keys() - own)}")
     if own:
-        section("optimizer", settings, updates)
+        section("optimizer", settings, dict.fromkeys(updates, Mapping))
 
     def build(player: str) -> optax.GradientTransformation:
         name, given = (f"optimizer.{player}", settings[player]) if own else ("optimizer", settings)
-        setting = arguments(name, optimizer, given, beside=(*OF_SCHEDULE, *ENDS))
+        setting = arguments(name, optimizer, given, beside=beside)
         schedule = {k: setting.pop(k) for k in OF_SCHEDULE if k in setting}
         ends = {k: setting.pop(f"{k}_end", 0.0) for k in ("learning_rate", "b2")}
 

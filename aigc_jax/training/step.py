@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from aigc_jax import streams
+from aigc_jax.checks import NonNegative
 from aigc_jax.family import Batch, Family, Phase, View
 
 
@@ -183,7 +184,7 @@ def train_step(
 
 
 def ema_decay(
-    step: jax.Array, *, batch_size: int, half_life: float, ramp: float = 0.0
+    step: jax.Array, *, batch_size: int, half_life: NonNegative, ramp: NonNegative = 0.0
 ) -> jax.Array:
     """EMA decay from a half-life in images (EDM, Karras et al. 2022, appendix F).
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from aigc_jax.checks import NonNegative, Whole
 from aigc_jax.networks.gan.cyclegan import Discriminator
 
 MAX_WEIGHT = 1e4
@@ -55,7 +56,9 @@ def balance(
     return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, MAX_WEIGHT))
 
 
-def patch(shape: tuple[int, int, int], *, weight: float, start: int, width: int = 64) -> Adversary:
+def patch(
+    shape: tuple[int, int, int], *, weight: NonNegative, start: Whole, width: int = 64
+) -> Adversary:
     """The adversary of latent diffusion's autoencoders: logits of patches, with the hinge loss.
 
     A PatchGAN (Isola et al. 2017, arXiv:1611.07004) with instance norm where the authors' has batch
@@ -66,8 +69,6 @@ def patch(shape: tuple[int, int, int], *, weight: float, start: int, width: int 
       weight, start: see `Adversary`; 0.5 and 50,001 in CompVis/latent-diffusion.
       width: channels of its first layer.
     """
-    if weight <= 0 or start < 0:
-        raise ValueError("vae.adversary.weight is above 0 and vae.adversary.start at least 0")
     network = Discriminator(image_shape=tuple(shape), width=width)
 
     def logits(params: Any, images: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.checks import section
+from aigc_jax.checks import NonNegative, kinds, section
 from aigc_jax.family import (
     Batch,
     Codec,
@@ -29,7 +29,7 @@ from aigc_jax.family import (
     View,
     Views,
 )
-from aigc_jax.networks.vae.ladder import Ladder, parse
+from aigc_jax.networks.vae.ladder import Ladder, ladder_blocks, parse
 from aigc_jax.vae import objectives, sections
 from aigc_jax.vae.base import Autoencoder
 from aigc_jax.vae.likelihood import per_example
@@ -46,15 +46,17 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     Raises:
       ValueError: settings that are unknown or missing, or that cannot be.
     """
-    settings = section("vae", config["vae"], ("likelihood", "kl"))
+    settings = section("vae", config["vae"], dict.fromkeys(("likelihood", "kl"), Mapping))
     likelihood = sections.likelihood(settings["likelihood"], spec)
+    network = sections.network(NETWORKS, config["network"], spec, likelihood.channels)
+    ladder_blocks(spec.shape[0], network.encoder, network.decoder)  # raises where they do not fit
     return HierarchicalVAE(
-        network=sections.network(NETWORKS, config["network"], spec, likelihood.channels),
+        network=network,
         shape=tuple(spec.shape),
         likelihood=likelihood,
         has_bits=sections.has_bits(likelihood, spec),
         kl_cost=sections.kl_cost(settings["kl"]),
-        **section("sampling", config["sampling"], ("temperature",)),
+        **section("sampling", config["sampling"], kinds(HierarchicalVAE, only=("temperature",))),
     ).family()
 
 
@@ -69,7 +71,7 @@ class HierarchicalVAE(Autoencoder):
     """
 
     kl_cost: objectives.Cost
-    temperature: float = 1.0
+    temperature: NonNegative = 1.0
 
     @property
     def groups(self) -> int:

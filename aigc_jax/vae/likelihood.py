@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from aigc_jax.checks import one_of
+from aigc_jax.checks import Count, Positive, one_of
 
 LOG_SIGMA_MIN = -6.0  # Rybkin et al. 2020: a perfect fit must not have infinite density
 HALF_BIN = 1 / 255  # half the distance between neighbouring bytes in [-1, 1]
@@ -110,10 +110,8 @@ def continuous_bernoulli(data_channels: int) -> Likelihood:
     return Likelihood("continuous_bernoulli", data_channels, 255.0, {}, log_prob, mean, sample)
 
 
-def gaussian(data_channels: int, sigma: float) -> Likelihood:
+def gaussian(data_channels: int, sigma: Positive) -> Likelihood:
     """N(outputs, sigma^2), sigma in units of images in [-1, 1]. Samples are clipped to them."""
-    if sigma <= 0:
-        raise ValueError(f"vae.likelihood.sigma must be above 0, not {sigma}")
 
     def log_prob(outputs: jax.Array, x: jax.Array) -> jax.Array:
         return per_example(gaussian_log_prob(x, outputs, 2 * math.log(sigma)))
@@ -124,14 +122,12 @@ def gaussian(data_channels: int, sigma: float) -> Likelihood:
     return Likelihood("gaussian", data_channels, 127.5, {}, log_prob, _clip, sample)
 
 
-def laplace(data_channels: int, scale: float) -> Likelihood:
+def laplace(data_channels: int, scale: Positive) -> Likelihood:
     """The Laplace density around the outputs: its negative logarithm is |x - outputs| / scale.
 
     That is the L1 distance of Rombach et al. 2022 (arXiv:2112.10752) at scale 1, in units of images
     in [-1, 1]. Samples are clipped to them.
     """
-    if scale <= 0:
-        raise ValueError(f"vae.likelihood.scale must be above 0, not {scale}")
 
     def log_prob(outputs: jax.Array, x: jax.Array) -> jax.Array:
         return per_example(-jnp.abs(x - outputs) / scale - math.log(2 * scale))
@@ -182,7 +178,7 @@ def gaussian_optimal(data_channels: int) -> Likelihood:
     )
 
 
-def logistic_mixture(data_channels: int, components: int = 10) -> Likelihood:
+def logistic_mixture(data_channels: int, components: Count = 10) -> Likelihood:
     """A mixture of logistics over the 256 bytes (PixelCNN++, arXiv:1701.05517, sec. 2.1, 2.2).
 
     All channels of a pixel share the component; within one, the mean of a channel is linear in the

@@ -1,11 +1,12 @@
 """What is random in a VAE's data: grey values drawn black or white, noise before the encoder."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.checks import one_of
+from aigc_jax.checks import NonNegative, OneOf, one_of
 
 # How grey values in [-1, 1] become black and white: (key, x) -> x.
 BINARISE = {
@@ -13,6 +14,21 @@ BINARISE = {
     "threshold": lambda key, x: jnp.where(x > 0, 1.0, -1.0),
     "dynamic": lambda key, x: jnp.where(jax.random.bernoulli(key, (x + 1) / 2), 1.0, -1.0),
 }
+
+
+def _gaussian(noise: "Noise", key: jax.Array, x: jax.Array) -> jax.Array:
+    noisy = x + 2 * noise.level * jax.random.normal(key, x.shape)  # the range is 2 wide here
+    return jnp.clip(noisy, -1.0, 1.0) if noise.clip else noisy
+
+
+def _salt_pepper(noise: "Noise", key: jax.Array, x: jax.Array) -> jax.Array:
+    hit_key, colour_key = jax.random.split(key)
+    hit = jax.random.bernoulli(hit_key, noise.level, (*x.shape[:-1], 1))
+    colour = jnp.where(jax.random.bernoulli(colour_key, 0.5, hit.shape), 1.0, -1.0)
+    return jnp.where(hit, colour, x)
+
+
+KINDS = {"none": lambda noise, key, x: x, "gaussian": _gaussian, "salt_pepper": _salt_pepper}
 
 
 @dataclass(frozen=True)
@@ -28,8 +44,8 @@ class Noise:
       clip: whether gaussian noise that leaves the range is cut off.
     """
 
-    kind: str = "none"
-    level: float = 0.0
+    kind: Annotated[str, OneOf(KINDS)] = "none"
+    level: NonNegative = 0.0
     clip: bool = True
 
     def __post_init__(self) -> None:
@@ -46,18 +62,3 @@ class Noise:
 
     def __str__(self) -> str:
         return f"{self.kind}={self.level}"
-
-
-def _gaussian(noise: Noise, key: jax.Array, x: jax.Array) -> jax.Array:
-    noisy = x + 2 * noise.level * jax.random.normal(key, x.shape)  # the range is 2 wide here
-    return jnp.clip(noisy, -1.0, 1.0) if noise.clip else noisy
-
-
-def _salt_pepper(noise: Noise, key: jax.Array, x: jax.Array) -> jax.Array:
-    hit_key, colour_key = jax.random.split(key)
-    hit = jax.random.bernoulli(hit_key, noise.level, (*x.shape[:-1], 1))
-    colour = jnp.where(jax.random.bernoulli(colour_key, 0.5, hit.shape), 1.0, -1.0)
-    return jnp.where(hit, colour, x)
-
-
-KINDS = {"none": lambda noise, key, x: x, "gaussian": _gaussian, "salt_pepper": _salt_pepper}

@@ -7,13 +7,13 @@ eq. 3, with q and p diagonal Gaussians, p(z) = N(0, I). Everything is in nats, o
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from aigc_jax.checks import one_of
+from aigc_jax.checks import Count, NonNegative, OneOf, one_of
 from aigc_jax.vae.likelihood import per_example
 
 Cost = Callable[[jax.Array, jax.Array], jax.Array]  # (kl [B, ...], step) -> nats [B]
@@ -28,9 +28,9 @@ class Importance(NamedTuple):
       chunk: how many of these are in memory at a time.
     """
 
-    samples: int = 1
-    test_samples: int = 100
-    chunk: int = 50
+    samples: Count = 1
+    test_samples: Count = 100
+    chunk: Count = 50
 
 
 def clip_logvar(logvar: jax.Array) -> jax.Array:
@@ -83,12 +83,12 @@ def bits_per_dim(log_p: jax.Array, dims: int, bytes_per_unit: float) -> jax.Arra
     return -log_p / (dims * math.log(2)) + math.log2(bytes_per_unit)
 
 
-def linear(steps: int) -> Callable:
+def linear(steps: Count) -> Callable:
     """step -> a weight that rises from 0 at step 0 to 1 at `steps`, and stays."""
     return lambda step: jnp.minimum(step / steps, 1.0)
 
 
-def cyclical(steps: int, ratio: float = 0.5) -> Callable:
+def cyclical(steps: Count, ratio: float = 0.5) -> Callable:
     """step -> a weight that starts again from 0 every `steps` (Fu et al. 2019, arXiv:1903.10145).
 
     It rises for the first `ratio` of a cycle and is 1 for the rest (eq. 6, 7; R = 0.5 there).
@@ -98,6 +98,8 @@ def cyclical(steps: int, ratio: float = 0.5) -> Callable:
 
 # Settings -> step -> a weight in [0, 1].
 ANNEALING = {"constant": lambda: lambda step: 1.0, "linear": linear, "cyclical": cyclical}
+
+WEIGHTS = (*ANNEALING, "capacity")  # names of how the KL's weight changes, or of what it costs
 
 # kl [B, ...] -> [B, J], by what free bits are given to.
 GROUPS = {
@@ -113,7 +115,7 @@ def kl_cost(name: str, **settings: Any) -> Cost:
     `name` is "capacity" (see `capacity`) or how the KL's weight changes with the step: "constant",
     "linear" or "cyclical". Then `settings` are the annealing's and those of `weighted`.
     """
-    one_of("vae.kl.weight", name, (*ANNEALING, "capacity"))
+    one_of("vae.kl.weight", name, WEIGHTS)
     if name == "capacity":
         return capacity(**settings)
     return weighted(ANNEALING[name], **settings)
@@ -122,9 +124,9 @@ def kl_cost(name: str, **settings: Any) -> Cost:
 def weighted(
     annealing: Callable,
     *,
-    beta: float = 1.0,
-    free_bits: float = 0.0,
-    free_bits_per: str = "dimension",
+    beta: NonNegative = 1.0,
+    free_bits: NonNegative = 0.0,
+    free_bits_per: Annotated[str, OneOf(GROUPS)] = "dimension",
     **settings: Any,
 ) -> Cost:
     """beta times the annealing times the KL.
@@ -135,8 +137,6 @@ def weighted(
       free_bits, free_bits_per: nats that are free (see `free_nats`) in each "dimension", each
         "channel" (the last axis of kl, over all positions) or the whole "layer".
     """
-    if beta < 0 or free_bits < 0:
-        raise ValueError("vae.kl.beta and vae.kl.free_bits must be at least 0")
     if free_bits and not beta:
         raise ValueError(
             "vae.kl.free_bits does nothing where vae.kl.beta is 0: no nat costs anything"
@@ -161,7 +161,7 @@ def free_nats(kl: jax.Array, floor: float) -> jax.Array:
     return jnp.where(jnp.mean(kl, axis=0, keepdims=True) > floor, kl, floor)
 
 
-def capacity(gamma: float, nats: float, steps: int) -> Cost:
+def capacity(gamma: NonNegative, nats: NonNegative, steps: Count) -> Cost:
     """gamma |KL - C(t)| of each example; C rises from 0 to `nats` over `steps`.
 
     Burgess et al. 2018 (arXiv:1804.03599), eq. 8.

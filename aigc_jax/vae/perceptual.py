@@ -7,13 +7,13 @@ Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual M
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.checks import one_of
+from aigc_jax.checks import OneOf, Positive, one_of
 from aigc_jax.formats import torch_file
 from aigc_jax.networks.judges import classifiers, vgg
 
@@ -49,14 +49,12 @@ class Perceptual:
     """
 
     shape: tuple[int, int, int]
-    network: str
+    network: Annotated[str, OneOf(("", *FILES))]
     weights: str | None = None
-    weight: float = 1.0
+    weight: Positive = 1.0
 
     def __post_init__(self) -> None:
         one_of("vae.perceptual.network", self.network, FILES)
-        if self.weight <= 0:
-            raise ValueError(f"vae.perceptual.weight must be above 0, not {self.weight}")
 
     def variables(self) -> dict[str, Any]:
         """{"network": variables, "channels": [C] of each map}, read from the file of weights.

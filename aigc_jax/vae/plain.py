@@ -7,13 +7,13 @@ and denoising autoencoders, conditional ones, and the KL autoencoders of latent 
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.checks import one_of, section
+from aigc_jax.checks import OneOf, kinds, section
 from aigc_jax.family import (
     Batch,
     Codec,
@@ -38,18 +38,19 @@ from aigc_jax.vae.noise import BINARISE, Noise
 from aigc_jax.vae.objectives import Importance
 from aigc_jax.vae.perceptual import Perceptual
 from aigc_jax.vae.posterior import diagnose, reparameterised
-from aigc_jax.vae.prior import PRIORS, Sampling, fit_mixture
+from aigc_jax.vae.prior import Sampling, fit_mixture
 
-KEYS = (
-    "likelihood",
-    "binarise",
-    "conditional",
-    "kl",
-    "importance",
-    "noise",
-    "perceptual",
-    "adversary",
-)
+# What the section `vae` holds.
+OF_VAE = {
+    "likelihood": Mapping,
+    "binarise": Annotated[str, OneOf(BINARISE)],
+    "conditional": bool,
+    "kl": Mapping,
+    "importance": Mapping,
+    "noise": Mapping,
+    "perceptual": Mapping,
+    "adversary": Mapping,
+}
 Posterior = tuple[jax.Array, jax.Array]  # mean and log-variance, each [B, *latent_shape]
 
 
@@ -59,7 +60,7 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     Raises:
       ValueError: settings that are unknown or missing, or that cannot be.
     """
-    settings = section("vae", config["vae"], KEYS)
+    settings = section("vae", config["vae"], OF_VAE)
     likelihood = sections.likelihood(settings["likelihood"], spec)
     conditions = sections.conditions(settings["conditional"], spec)
     network = sections.network(
@@ -70,7 +71,7 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
         num_classes=spec.classes if conditions else 0,
     )
     kl, shape = dict(settings["kl"]), tuple(spec.shape)
-    importance = section("vae.importance", settings["importance"], Importance._fields)
+    importance = section("vae.importance", settings["importance"], kinds(Importance))
     kl_cost = sections.kl_cost(kl)
     if importance["samples"] > 1 and any(kl[k] != v for k, v in sections.PLAIN_KL.items()):
         raise ValueError(
@@ -86,10 +87,10 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
         kl_cost=kl_cost,
         binarise=settings["binarise"],
         importance=Importance(**importance),
-        noise=Noise(**section("vae.noise", settings["noise"], ("kind", "level", "clip"))),
+        noise=Noise(**section("vae.noise", settings["noise"], kinds(Noise))),
         perceptual=sections.perceptual(settings["perceptual"], spec),
         adversary=sections.adversary(settings["adversary"], spec),
-        sampling=Sampling(**section("sampling", config["sampling"], Sampling._fields)),
+        sampling=Sampling(**section("sampling", config["sampling"], kinds(Sampling))),
     ).family()
 
 
@@ -121,11 +122,7 @@ class VAE(Autoencoder):
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        one_of("vae.binarise", self.binarise, BINARISE)
-        one_of("sampling.prior", self.sampling.prior, PRIORS)
         samples = self.importance.samples
-        if samples < 1:
-            raise ValueError(f"vae.importance.samples is at least 1, not {samples}")
         if samples > 1 and (self.perceptual or self.adversary):
             raise ValueError(
                 "vae.importance.samples above 1 takes no terms beside the bound (vae.perceptual, "

@@ -4,11 +4,13 @@ Ghosh et al. 2020, "From Variational to Deterministic Autoencoders" (arXiv:1903.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from aigc_jax.checks import Count, NonNegative, OneOf
 
 PRIORS = ("normal", "mixture")
 Mixture = Mapping[str, Any]  # {"log_weights": [M], "means": [M, d], "factors": [M, d, d]}
@@ -43,9 +45,9 @@ class Sampling(NamedTuple):
       temperature: of the codes' deviations.
     """
 
-    prior: str = "normal"
-    components: int = 10
-    temperature: float = 1.0
+    prior: Annotated[str, OneOf(PRIORS)] = "normal"
+    components: Count = 10
+    temperature: NonNegative = 1.0
 
     def draw(
         self, key: jax.Array, shape: tuple[int, ...], mixture: Mixture | None = None

@@ -1,10 +1,10 @@
 """From the sections of a config to the parts that the families of autoencoders share."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from aigc_jax import modalities
-from aigc_jax.checks import arguments, one_of, section
+from aigc_jax.checks import OneOf, arguments, choice, kinds, section
 from aigc_jax.family import DataSpec, Field
 from aigc_jax.networks.vae import autoencoder
 from aigc_jax.vae import adversary as adversaries
@@ -25,7 +25,13 @@ LIKELIHOOD_SETTING = {
     "laplace": "scale",
     "logistic_mixture": "components",
 }
-KL_KEYS = ("weight", "steps", "beta", "free_bits", "free_bits_per", "gamma", "capacity")
+# What the section `vae.kl` holds.
+OF_KL = {
+    "weight": Annotated[str, OneOf(objectives.WEIGHTS)],
+    **kinds(objectives.weighted, only=("beta", "free_bits", "free_bits_per")),
+    **kinds(objectives.capacity, only=("gamma", "steps")),
+    "capacity": kinds(objectives.capacity)["nats"],
+}
 # The section `vae.kl` where training minimises the bound itself.
 PLAIN_KL = {"weight": "constant", "beta": 1.0, "free_bits": 0.0, "free_bits_per": "dimension"}
 
@@ -37,8 +43,10 @@ def likelihood(given: Mapping[str, Any], spec: DataSpec) -> likelihoods.Likeliho
       ValueError: an unknown name, a setting out of range, and a likelihood of values in [0, 1] for
         data that lie anywhere.
     """
-    keys = ("name", *LIKELIHOOD_SETTING.values())
-    settings = section("vae.likelihood", given, keys)
+    of_likelihood = {"name": Annotated[str, OneOf(likelihoods.LIKELIHOODS)]}
+    for name, setting in LIKELIHOOD_SETTING.items():
+        of_likelihood |= kinds(likelihoods.LIKELIHOODS[name], only=(setting,))
+    settings = section("vae.likelihood", given, of_likelihood)
     name = settings["name"]
     own = [LIKELIHOOD_SETTING[name]] if name in LIKELIHOOD_SETTING else []
     made = likelihoods.build(name, spec.shape[-1], **{key: settings[key] for key in own})
@@ -62,7 +70,7 @@ def has_bits(likelihood: likelihoods.Likelihood, spec: DataSpec, binarise: str =
 
 def kl_cost(given: Mapping[str, Any]) -> objectives.Cost:
     """What the section `vae.kl` makes the KL cost in training."""
-    settings = section("vae.kl", given, KL_KEYS)
+    settings = section("vae.kl", given, OF_KL)
     name, steps = settings["weight"], {"steps": settings["steps"]}
     if name == "capacity":
         limits = {"gamma": settings["gamma"], "nats": settings["capacity"]}
@@ -73,7 +81,7 @@ def kl_cost(given: Mapping[str, Any]) -> objectives.Cost:
 
 def perceptual(given: Mapping[str, Any], spec: DataSpec) -> Perceptual | None:
     """The cost that the section `vae.perceptual` describes; None where it names no network."""
-    settings = section("vae.perceptual", given, ("network", "weights", "weight"))
+    settings = section("vae.perceptual", given, kinds(Perceptual, given=("shape",)))
     if not settings["network"]:
         return None
     _needs_images("vae.perceptual", spec)
@@ -82,7 +90,7 @@ def perceptual(given: Mapping[str, Any], spec: DataSpec) -> Perceptual | None:
 
 def adversary(given: Mapping[str, Any], spec: DataSpec) -> adversaries.Adversary | None:
     """The second player that the section `vae.adversary` describes; None where its weight is 0."""
-    settings = section("vae.adversary", given, ("weight", "start"))
+    settings = section("vae.adversary", given, kinds(adversaries.patch, only=("weight", "start")))
     if not settings["weight"]:
         return None
     _needs_images("vae.adversary", spec)
@@ -113,9 +121,7 @@ def network(
       out_channels: channels of its outputs, a likelihood's.
       more: arguments that the family gives, such as `num_classes`.
     """
-    settings = dict(given)
-    name = settings.pop("name", "")
-    one_of("network.name", name, table)
+    name, settings = choice("network", given, table)
     if spec.kind != "image" and name not in OF_ANY_DATA:
         raise ValueError(
             f"network.name={name} takes images, and the data are {spec.kind}: only "
@@ -123,8 +129,6 @@ def network(
         )
     own = {"shape": tuple(spec.shape), "out_channels": out_channels, **more}
     settings = arguments("network", table[name], settings, given=own)
-    if settings.get("latent", 1) < 1:
-        raise ValueError(f"network.latent is at least 1, not {settings['latent']}")
     return table[name](**own, **settings)
 
 

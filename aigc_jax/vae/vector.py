@@ -8,13 +8,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.checks import one_of, section
+from aigc_jax.checks import INT32, BelowOne, NonNegative, OneOf, Positive, Range, kinds, section
 from aigc_jax.family import (
     Batch,
     Codec,
@@ -47,10 +47,10 @@ class Codebook(NamedTuple):
         vector of the batch; 0 leaves them as they are.
     """
 
-    size: int = 512
-    decay: float = 0.99
-    commitment: float = 0.25
-    restart: float = 1.0
+    size: Annotated[int, Range(2, INT32, below=True)] = 512
+    decay: BelowOne = 0.99
+    commitment: Positive = 0.25  # or nothing would hold the encoder near its entries
+    restart: NonNegative = 1.0
 
 
 def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
@@ -59,7 +59,8 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     Raises:
       ValueError: settings that are unknown or missing, or that cannot be.
     """
-    settings = section("vae", config["vae"], ("likelihood", "conditional", "codebook"))
+    of_vae = {"likelihood": Mapping, "conditional": bool, "codebook": Mapping}
+    settings = section("vae", config["vae"], of_vae)
     likelihood = sections.likelihood(settings["likelihood"], spec)
     conditions = sections.conditions(settings["conditional"], spec)
     network = sections.network(
@@ -69,7 +70,7 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
         likelihood.channels,
         num_classes=spec.classes if conditions else 0,
     )
-    codebook = section("vae.codebook", settings["codebook"], Codebook._fields)
+    codebook = section("vae.codebook", settings["codebook"], kinds(Codebook))
     return VQVAE(
         network=network,
         shape=tuple(spec.shape),
@@ -77,7 +78,7 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
         conditions=conditions,
         has_bits=sections.has_bits(likelihood, spec),
         codebook=Codebook(**codebook),
-        **section("sampling", config["sampling"], ("prior",)),
+        **section("sampling", config["sampling"], kinds(VQVAE, only=("prior",))),
     ).family()
 
 
@@ -97,19 +98,7 @@ class VQVAE(Autoencoder):
     """
 
     codebook: Codebook = field(default_factory=Codebook)
-    prior: str = "frequency"
-
-    def __post_init__(self) -> None:
-        size, decay, commitment, restart = self.codebook
-        if size < 2:
-            raise ValueError(f"vae.codebook.size is at least 2, not {size}")
-        if not 0 <= decay < 1:
-            raise ValueError(f"vae.codebook.decay must lie in [0, 1), not {decay}")
-        if commitment <= 0:  # or nothing would hold the encoder near its entries
-            raise ValueError(f"vae.codebook.commitment must be above 0, not {commitment}")
-        if restart < 0:
-            raise ValueError(f"vae.codebook.restart is at least 0, not {restart}")
-        one_of("sampling.prior", self.prior, PRIORS)
+    prior: Annotated[str, OneOf(PRIORS)] = "frequency"
 
     @property
     def places(self) -> tuple[int, ...]:

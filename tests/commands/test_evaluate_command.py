@@ -4,6 +4,7 @@ import json
 
 from aigc_jax.commands import evaluate
 from aigc_jax.runs.evaluations import plan
+from configs import ddpm_digits
 
 DIGITS = "--config=configs/ddpm_digits.py"
 
@@ -31,7 +32,7 @@ def test_another_evaluation_of_a_checkpoint(run, launch, capsys, tmp_path):
 
 
 def test_the_number_asked_for_wins_over_an_evaluations_own():
-    settings = {"count": 500, "likelihood_count": 0}
+    settings = ddpm_digits.get_config().evaluation  # its count is 500
     planned = plan({"fid": {"count": 50}, "kid": {}, "examples": {}}, settings)
     assert [e.count for e in evaluate.of_count(planned, 16)] == [16, 16, 0]
     assert [e.count for e in evaluate.of_count(planned, None)] == [50, 500, 0]

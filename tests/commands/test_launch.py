@@ -67,6 +67,16 @@ MISTAKES = [
         ["--mode=sample", "--workdir=RUN", "--input=x"],
         "takes no --input: it is a flag of denoise, translate",
     ),
+    ([DIGITS, "--config.train.steps=abc"], "train.steps"),
+    ([DIGITS, "--config.train.steps=2.5"], "train.steps"),
+    (
+        [DIGITS, "--config.optimizer.clip=-1"],
+        "config.optimizer.clip is a number at least 0, not -1.0",
+    ),
+    (
+        ["--mode=sample", "--workdir=RUN", "--guidance=nan"],
+        "config.sampling.guidance is a number at least 0, not nan",
+    ),
     ([DIGITS, "--processes=2"], "--processes and --process need --coordinator=host:port"),
 ]
 

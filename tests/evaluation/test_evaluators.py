@@ -118,6 +118,14 @@ def test_only_inception_gives_the_names_that_papers_use():
     assert not {"fid", "kid", "inception_score"} & set(values(cloud(2, 200)))
 
 
+@pytest.mark.parametrize("network", ["tiny", "inception"])
+@pytest.mark.parametrize("name", evaluators.DISTRIBUTION)
+def test_every_evaluator_states_the_metrics_that_it_makes(name, network):
+    for labels in (None, np.arange(200) % 4):
+        made = list(values(cloud(2, 200), (name,), network=network, labels=labels))
+        assert made == evaluators.metrics(name, network, labels is not None)
+
+
 def test_statistics_from_a_file_replace_the_reference():
     mean, covariance = np.zeros(4), np.zeros((4, 4))
     flat = cloud(2, 200).reshape(-1, 4).astype(np.float64)

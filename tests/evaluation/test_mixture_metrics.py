@@ -44,6 +44,7 @@ def test_missed_modes_and_stray_points_are_counted_apart():
     share = np.array([0.25, 0.125, 0.125, 0.5])
     assert rows["reverse_kl_all"].value == pytest.approx((share * np.log(8 * share)).sum())
     assert rows["reverse_kl"].note == "of the 40 of high quality"
+    assert list(rows) == evaluators.metrics("mixture", "", labelled=False)
 
 
 def test_without_one_good_point_there_are_no_shares_to_compare():

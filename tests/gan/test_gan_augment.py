@@ -178,12 +178,6 @@ def test_a_traced_probability_is_how_often():
     assert APPLY._cache_size() == before + 1
 
 
-def test_an_unknown_part_is_named():
-    message = r"gan\.augment\.policy is one of color, translation, cutout, not 'colour'"
-    with pytest.raises(ValueError, match=message):
-        augment.Augmentation(("cutout", "colour"))
-
-
 def test_the_probability_follows_the_sign_of_the_real_logits():
     def adapted(p, logits):
         return float(

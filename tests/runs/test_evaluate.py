@@ -32,6 +32,7 @@ SETTINGS = {
     "statistics": "",
     "manifold_count": 1000,
     "likelihood_count": 80,
+    "at_end": False,
     "examples": 0,
     "scheduled_count": 0,
 }

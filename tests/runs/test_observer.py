@@ -23,7 +23,8 @@ from aigc_jax.training.checkpoint import Checkpoints
 
 DATA = RealData("toy", toys.dataset(), "train", "test", 16)
 SETTINGS = {"examples": 0, "scheduled_count": 8, "network": "digits", "weights": None}
-SETTINGS |= {"reference_split": "train", "statistics": "", "manifold_count": 9, "count": 0}
+SETTINGS |= {"reference_split": "train", "statistics": "", "manifold_count": 9, "count": 8}
+SETTINGS |= {"likelihood_count": 0, "at_end": False}
 
 
 class Words:
@@ -180,19 +181,21 @@ def test_a_best_that_another_metric_chose_is_no_rival_and_no_damage(tmp_path, st
 def test_settings_that_cannot_work_are_told():
     log = {"samples": 0, "sample_every": 0, "first_sample": 0}
     keep = {"best": "", "best_mode": "max"}
-    check = partial(check_settings, test_split="val", draws=False)
+    check = partial(check_settings, test_split="val", names=["val/loss"])
     check(log, keep)
     check(log, keep | {"best": "val/loss"})
-    check(log, keep | {"best": "eval/fid"}, draws=True)
+    check(log, keep | {"best": "eval/fid"}, names=["eval/kid", "eval/fid"])
     for when in ("sample_every", "first_sample"):
         with pytest.raises(ValueError, match=r"log.samples is at least 1, not 0; log.sample_every"):
             check(log | {when: 5}, keep)
-    with pytest.raises(ValueError, match=r"checkpoint.best_mode is min or max, not 'least'"):
+    with pytest.raises(ValueError, match=r"checkpoint.best_mode is one of min, max, not 'least'"):
         check(log, keep | {"best_mode": "least"})
     with pytest.raises(ValueError, match=r"begins with val/ or, of samples, with eval/, .*'loss'"):
         check(log, keep | {"best": "loss"})
     with pytest.raises(ValueError, match=r"'eval/fid', but no samples are .*scheduled_count"):
         check(log, keep | {"best": "eval/fid"})
+    with pytest.raises(ValueError, match=r"best is one of val/loss, not 'val/los'; did you mean"):
+        check(log, keep | {"best": "val/los"})
 
 
 def prepared_family(calls):

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import specs
 import toys
 from vae_toys import PIXELS, Formula, compiled, constant, images, loss, started, vae, viewed
@@ -143,8 +142,6 @@ def test_the_patch_discriminators_losses_are_hinges_of_its_map():
     expected = 0.5 * (np.maximum(1 - on_real, 0) + np.maximum(1 + on_fake, 0)).mean(1)
     np.testing.assert_allclose(discriminator_loss, expected, rtol=1e-5)
     np.testing.assert_allclose(generator_loss, -on_fake.mean(1), rtol=1e-5)
-    with pytest.raises(ValueError, match=r"vae\.adversary\.weight is above 0"):
-        adversary.patch((32, 32, 1), weight=-1.0, start=0)
 
 
 def test_a_config_brings_its_adversary():

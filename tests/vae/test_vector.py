@@ -284,21 +284,6 @@ def test_the_smoke_config_trains_through_the_shared_step():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"size": 1}, r"vae\.codebook\.size is at least 2"),
-        ({"decay": 1.0}, r"vae\.codebook\.decay"),
-        ({"commitment": 0.0}, r"vae\.codebook\.commitment must be above 0"),
-        ({"restart": -1.0}, r"vae\.codebook\.restart"),
-        ({"prior": "normal"}, r"sampling\.prior is one of frequency, uniform"),
-    ],
-)
-def test_settings_that_cannot_work_are_named(changes, message):
-    with pytest.raises(ValueError, match=message):
-        vqvae(**changes)
-
-
-@pytest.mark.parametrize(
     ("key", "value"),
     [
         ("kl", {"beta": 4.0}),

@@ -4,13 +4,13 @@ A new solver is a file beside this one and a row of `SOLVERS`; a setting that on
 more field of `Settings`.
 """
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from aigc_jax.checks import one_of
+from aigc_jax.checks import OneOf, Probability, Whole, one_of
 from aigc_jax.diffusion.process import Process
 from aigc_jax.diffusion.solvers import ancestral, ddim
 from aigc_jax.diffusion.solvers.base import Solver
-from aigc_jax.diffusion.solvers.spacing import timesteps
+from aigc_jax.diffusion.solvers.spacing import SPACINGS, timesteps
 
 
 class Settings(NamedTuple):
@@ -21,8 +21,8 @@ class Settings(NamedTuple):
       eta: of "ddim", 0..1.
     """
 
-    variance: str = "fixed_large"
-    eta: float = 0.0
+    variance: Annotated[str, OneOf(ancestral.VARIANCES)] = "fixed_large"
+    eta: Probability = 0.0
 
 
 # {config.sampling.sampler: (process, times [S] descending, settings) -> solver}
@@ -33,7 +33,12 @@ SOLVERS = {
 
 
 def build(
-    process: Process, *, sampler: str, steps: int, spacing: str = "leading", **settings: Any
+    process: Process,
+    *,
+    sampler: Annotated[str, OneOf(SOLVERS)],
+    steps: Whole,
+    spacing: Annotated[str, OneOf(SPACINGS)] = "leading",
+    **settings: Any,
 ) -> Solver:
     """A solver by name.
 

@@ -6,13 +6,13 @@ parameters, those of the authors' code. Weights start as N(0, 0.02).
 """
 
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.checks import one_of
+from aigc_jax.checks import Count, DType, OneOf, one_of
 from aigc_jax.networks.gan.layers import SMALL, conv, leaky_relu
 from aigc_jax.networks.layers import check_shape
 from aigc_jax.networks.strided import Doubling
@@ -40,9 +40,9 @@ class Generator(nn.Module):
 
     image_shape: tuple[int, int, int] = (256, 256, 3)
     out_channels: int = 3
-    width: int = 64
-    blocks: int = 9
-    dtype: str = "float32"
+    width: Count = 64
+    blocks: Count = 9
+    dtype: DType = "float32"
 
     stride: ClassVar[int] = 4  # sides are halved twice and doubled twice
 
@@ -95,10 +95,10 @@ class Discriminator(nn.Module):
     """
 
     image_shape: tuple[int, int, int] = (256, 256, 3)
-    width: int = 64
-    layers: int = 3
-    norm: str = "instance"
-    dtype: str = "float32"
+    width: Count = 64
+    layers: Count = 3
+    norm: Annotated[str, OneOf(NORMS)] = "instance"
+    dtype: DType = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:

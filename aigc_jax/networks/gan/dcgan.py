@@ -12,13 +12,15 @@ bias, and in that network the first and the last layers have none either.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.checks import one_of
+from aigc_jax.checks import Count, DType, OneOf, one_of
 from aigc_jax.networks.gan.layers import (
+    CONDITIONINGS,
     SMALL,
     ConditionalBatchNorm,
     MinibatchStd,
@@ -32,6 +34,8 @@ from aigc_jax.networks.gan.layers import (
 )
 from aigc_jax.networks.layers import check_shape
 from aigc_jax.networks.strided import UpConv
+
+NORMS = ("batch", "spectral", "none")
 
 
 def canvas(shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
@@ -75,10 +79,10 @@ class Generator(nn.Module):
     """
 
     shape: tuple[int, int, int] = (64, 64, 3)
-    latent: int = 100
-    width: int = 64
+    latent: Count = 100
+    width: Count = 64
     num_classes: int = 0
-    dtype: str = "float32"
+    dtype: DType = "float32"
 
     @nn.compact
     def __call__(
@@ -119,19 +123,19 @@ class Discriminator(nn.Module):
     """
 
     shape: tuple[int, int, int] = (64, 64, 3)
-    width: int = 64
-    norm: str = "batch"
+    width: Count = 64
+    norm: Annotated[str, OneOf(NORMS)] = "batch"
     minibatch_std: bool = False
     num_classes: int = 0
-    conditioning: str = "none"
-    dtype: str = "float32"
+    conditioning: Annotated[str, OneOf(CONDITIONINGS)] = "none"
+    dtype: DType = "float32"
 
     @nn.compact
     def __call__(
         self, x: jax.Array, label: jax.Array | None = None, *, train: bool = False
     ) -> tuple[jax.Array, jax.Array | None]:
         check_conditioning(self.conditioning, self.num_classes)
-        one_of("network.discriminator.norm", self.norm, ("batch", "spectral", "none"))
+        one_of("network.discriminator.norm", self.norm, NORMS)
         check_shape(x, self.shape)
         settings = {
             "init": SMALL,

@@ -5,13 +5,15 @@ shape: they are flattened. Points of the plane, which have no range, take output
 """
 
 import math
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.checks import one_of
+from aigc_jax.checks import Count, Counts, DType, OneOf, one_of
 from aigc_jax.networks.gan.layers import (
+    CONDITIONINGS,
     GLOROT_RELU,
     check_conditioning,
     dense,
@@ -20,6 +22,9 @@ from aigc_jax.networks.gan.layers import (
     with_label,
 )
 from aigc_jax.networks.layers import INIT, check_shape
+
+ACTIVATIONS = ("relu", "leaky_relu")
+OUTPUTS = ("tanh", "linear")
 
 
 class Generator(nn.Module):
@@ -40,19 +45,19 @@ class Generator(nn.Module):
     """
 
     shape: tuple[int, ...] = (28, 28, 1)
-    latent: int = 100
-    hidden: tuple[int, ...] = (256, 512, 1024)
-    activation: str = "relu"
-    output: str = "tanh"
+    latent: Count = 100
+    hidden: Counts = (256, 512, 1024)
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = "relu"
+    output: Annotated[str, OneOf(OUTPUTS)] = "tanh"
     num_classes: int = 0
-    dtype: str = "float32"
+    dtype: DType = "float32"
 
     @nn.compact
     def __call__(
         self, z: jax.Array, label: jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
-        one_of("network.generator.output", self.output, ("tanh", "linear"))
-        one_of("network.generator.activation", self.activation, ("relu", "leaky_relu"))
+        one_of("network.generator.output", self.output, OUTPUTS)
+        one_of("network.generator.activation", self.activation, ACTIVATIONS)
         rectify = nn.relu if self.activation == "relu" else leaky_relu
         h = with_label(z, label, self.num_classes).astype(self.dtype)
         for i, width in enumerate(self.hidden):
@@ -79,10 +84,10 @@ class Discriminator(nn.Module):
     """
 
     shape: tuple[int, ...] = (28, 28, 1)
-    hidden: tuple[int, ...] = (1024, 512, 256)
+    hidden: Counts = (1024, 512, 256)
     num_classes: int = 0
-    conditioning: str = "none"
-    dtype: str = "float32"
+    conditioning: Annotated[str, OneOf(CONDITIONINGS)] = "none"
+    dtype: DType = "float32"
 
     @nn.compact
     def __call__(

@@ -10,12 +10,13 @@ authors' do: with four resolutions of one width they are an 85th of the work.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.checks import one_of
+from aigc_jax.checks import Count, Counts, DType, OneOf, one_of
 from aigc_jax.networks.gan.layers import (
     ZEROS,
     check_conditioning,
@@ -26,6 +27,7 @@ from aigc_jax.networks.layers import check_label, check_shape, halved_sides
 from aigc_jax.networks.strided import LAYOUT
 
 UNIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+CONDITIONINGS = ("none", "projection")
 # The mean square of leaky_relu(x, 0.2) for x ~ N(0, 1).
 LEAK = (1 + 0.2**2) / 2
 
@@ -51,14 +53,14 @@ class Generator(nn.Module):
     """
 
     shape: tuple[int, int, int] = (32, 32, 3)
-    latent: int = 64
+    latent: Count = 64
     num_classes: int = 0
-    embed: int = 64
-    widths: tuple[int, ...] = (768, 768, 768, 768)
-    blocks: tuple[int, ...] = (2, 2, 2, 2)
-    cardinality: tuple[int, ...] = (96, 96, 96, 96)
-    expansion: int = 2
-    dtype: str = "float32"
+    embed: Count = 64
+    widths: Counts = (768, 768, 768, 768)
+    blocks: Counts = (2, 2, 2, 2)
+    cardinality: Counts = (96, 96, 96, 96)
+    expansion: Count = 2
+    dtype: DType = "float32"
 
     @nn.compact
     def __call__(
@@ -109,18 +111,18 @@ class Discriminator(nn.Module):
 
     shape: tuple[int, int, int] = (32, 32, 3)
     num_classes: int = 0
-    conditioning: str = "none"
-    widths: tuple[int, ...] = (768, 768, 768, 768)
-    blocks: tuple[int, ...] = (2, 2, 2, 2)
-    cardinality: tuple[int, ...] = (96, 96, 96, 96)
-    expansion: int = 2
-    dtype: str = "float32"
+    conditioning: Annotated[str, OneOf(CONDITIONINGS)] = "none"
+    widths: Counts = (768, 768, 768, 768)
+    blocks: Counts = (2, 2, 2, 2)
+    cardinality: Counts = (96, 96, 96, 96)
+    expansion: Count = 2
+    dtype: DType = "float32"
 
     @nn.compact
     def __call__(
         self, x: jax.Array, label: jax.Array | None = None, *, train: bool = False
     ) -> tuple[jax.Array, None]:
-        one_of("network.discriminator.conditioning", self.conditioning, ("none", "projection"))
+        one_of("network.discriminator.conditioning", self.conditioning, CONDITIONINGS)
         check_conditioning(self.conditioning, self.num_classes)
         check_shape(x, self.shape)
         sizes = _smallest_map(self.shape, self.widths, self.blocks, self.cardinality)
@@ -169,7 +171,10 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.expanded % self.groups:
-            raise ValueError(f"{self.groups} groups do not divide {self.expanded} channels")
+            raise ValueError(
+                f"{self.groups} groups do not divide {self.expanded} channels: an entry of network."
+                "*.cardinality divides expansion times its entry of widths"
+            )
         init = nn.initializers.variance_scaling(self.depth**-0.5 / LEAK, "fan_in", "normal")
         h = leaky_relu(dense(x, self.expanded, name="conv1", init=init))
         shape = (3, 3, self.expanded // self.groups, self.expanded)

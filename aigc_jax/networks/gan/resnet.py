@@ -8,13 +8,15 @@ labels Miyato & Koyama 2018 (arXiv:1802.05637). SNGAN for CIFAR-10 is the defaul
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.checks import one_of
+from aigc_jax.checks import Count, DType, OneOf, one_of
 from aigc_jax.networks.gan.layers import (
+    CONDITIONINGS,
     GLOROT_RELU,
     ConditionalBatchNorm,
     SelfAttention,
@@ -26,6 +28,9 @@ from aigc_jax.networks.gan.layers import (
     with_label,
 )
 from aigc_jax.networks.layers import INIT, check_shape, nearest
+
+NORMS = ("spectral", "none")
+POOLS = ("sum", "mean")
 
 
 def doublings(shape: Sequence[int]) -> int:
@@ -63,11 +68,11 @@ class Generator(nn.Module):
     """
 
     shape: tuple[int, int, int] = (32, 32, 3)
-    latent: int = 128
-    width: int = 256
+    latent: Count = 128
+    width: Count = 256
     attention: bool = False
     num_classes: int = 0
-    dtype: str = "float32"
+    dtype: DType = "float32"
 
     @nn.compact
     def __call__(
@@ -109,21 +114,21 @@ class Discriminator(nn.Module):
     """
 
     shape: tuple[int, int, int] = (32, 32, 3)
-    width: int = 128
-    norm: str = "spectral"
-    pool: str = "sum"
+    width: Count = 128
+    norm: Annotated[str, OneOf(NORMS)] = "spectral"
+    pool: Annotated[str, OneOf(POOLS)] = "sum"
     attention: bool = False
     num_classes: int = 0
-    conditioning: str = "none"
-    dtype: str = "float32"
+    conditioning: Annotated[str, OneOf(CONDITIONINGS)] = "none"
+    dtype: DType = "float32"
 
     @nn.compact
     def __call__(
         self, x: jax.Array, label: jax.Array | None = None, *, train: bool = False
     ) -> tuple[jax.Array, jax.Array | None]:
         check_conditioning(self.conditioning, self.num_classes)
-        one_of("network.discriminator.norm", self.norm, ("spectral", "none"))
-        one_of("network.discriminator.pool", self.pool, ("sum", "mean"))
+        one_of("network.discriminator.norm", self.norm, NORMS)
+        one_of("network.discriminator.pool", self.pool, POOLS)
         check_shape(x, self.shape)
         spectral = self.norm == "spectral"
         halvings = max(doublings(self.shape) - 1, 1)

@@ -18,12 +18,13 @@ ValueError for a label where num_classes is 0 and for examples of another shape.
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.checks import one_of
+from aigc_jax.checks import Count, Counts, DType, OneOf, one_of
 from aigc_jax.networks.layers import (
     INIT,
     Downsample,
@@ -67,12 +68,12 @@ class MLP(_Autoencoder):
     """
 
     shape: tuple[int, ...] = (28, 28, 1)
-    latent: int = 20
+    latent: Count = 20
     out_channels: int = 1
-    hidden: tuple[int, ...] = (500,)
-    activation: str = "relu"
+    hidden: Counts = (500,)
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = "relu"
     num_classes: int = 0
-    dtype: str = "float32"
+    dtype: DType = "float32"
 
     @property
     def latent_shape(self) -> tuple[int]:
@@ -110,11 +111,11 @@ class Conv(_Autoencoder):
     """
 
     shape: tuple[int, int, int] = (28, 28, 1)
-    latent: int = 20
+    latent: Count = 20
     out_channels: int = 1
-    widths: tuple[int, ...] = (32, 64)
+    widths: Counts = (32, 64)
     num_classes: int = 0
-    dtype: str = "float32"
+    dtype: DType = "float32"
 
     @property
     def latent_shape(self) -> tuple[int]:
@@ -158,15 +159,15 @@ class Residual(_Autoencoder):
     """
 
     shape: tuple[int, int, int] = (256, 256, 3)
-    latent: int = 4
+    latent: Count = 4
     out_channels: int = 3
-    width: int = 128
-    multipliers: tuple[int, ...] = (1, 2, 4, 4)
-    blocks: int = 2
+    width: Count = 128
+    multipliers: Counts = (1, 2, 4, 4)
+    blocks: Count = 2
     attention: bool = True
-    groups: int = 32
+    groups: Count = 32
     num_classes: int = 0
-    dtype: str = "float32"
+    dtype: DType = "float32"
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -177,10 +178,13 @@ class Residual(_Autoencoder):
         return (*sizes, self.latent)
 
     def setup(self) -> None:
+        groups = min(self.groups, self.width)
+        if self.width % groups:
+            raise ValueError(f"network.groups={groups} does not divide network.width={self.width}")
         parts = {
             "widths": tuple(self.width * m for m in self.multipliers),
             "attention": self.attention,
-            "groups": min(self.groups, self.width),
+            "groups": groups,
             "dtype": self.dtype,
         }
         self.encoder = _ResidualEncoder(self.latent, blocks=self.blocks, **parts)

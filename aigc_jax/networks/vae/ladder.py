@@ -9,12 +9,13 @@ Child, "Very Deep VAEs Generalize Autoregressive Models and Can Outperform Them 
 
 import re
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from aigc_jax.checks import Count, DType, Range, Whole
 from aigc_jax.gaussian import normal_kl
 from aigc_jax.networks.layers import ZERO, check_shape, conv, dense, nearest
 
@@ -29,23 +30,24 @@ class Block(NamedTuple):
     unpool: int | None = None
 
 
-def parse(string: str) -> list[Block]:
+def parse(string: str, setting: str = "network.decoder") -> list[Block]:
     """The blocks that a string such as "32x11,32d2,16x6" spells.
 
-    ValueError, which names the word, for what is not spelt so or does not divide.
+    ValueError, which names the setting and the word, for what is not spelt so or does not divide.
     """
     blocks = []
     for word in string.split(","):
+        where = f"{word!r} in {setting}={string!r}"
         match = WORD.fullmatch(word.strip())
         if not match:
-            raise ValueError(f"{word!r} in {string!r} is not like 16x6, 16d2 or 16m8")
+            raise ValueError(f"{where} is not like 16x6, 16d2 or 16m8")
         n, kind, k = int(match[1]), match[2], int(match[3])
         if n == 0 or k == 0:
-            raise ValueError(f"{word!r} in {string!r} has a zero")
+            raise ValueError(f"{where} has a zero")
         if kind in "dm" and n % k:
-            raise ValueError(f"{word!r} in {string!r}: {k} does not divide {n}")
+            raise ValueError(f"{where}: {k} does not divide {n}")
         if kind == "m" and n == k:
-            raise ValueError(f"{word!r} in {string!r} does not change the resolution")
+            raise ValueError(f"{where} does not change the resolution")
         blocks += {"x": [Block(n)] * k, "d": [Block(n, pool=k)], "m": [Block(n, unpool=k)]}[kind]
     return blocks
 
@@ -55,7 +57,7 @@ def ladder_blocks(image_size: int, encoder: str, decoder: str) -> tuple[list[Blo
 
     ValueError that names the string and the resolution at which it does not.
     """
-    down, up = parse(encoder), parse(decoder)
+    down, up = parse(encoder, "network.encoder"), parse(decoder)
     resolution = image_size
     for block in down:
         if block.unpool:
@@ -108,13 +110,13 @@ class Ladder(nn.Module):
 
     shape: tuple[int, int, int] = (32, 32, 3)
     out_channels: int = 100
-    width: int = 384
-    latent: int = 16
+    width: Count = 384
+    latent: Count = 16
     encoder: str = "32x11,32d2,16x6,16d2,8x6,8d2,4x3,4d4,1x3"
     decoder: str = "1x1,4m1,4x2,8m4,8x5,16m8,16x10,32m16,32x21"
-    bottleneck: float = 0.25
-    bias: int = 64
-    dtype: str = "float32"
+    bottleneck: Annotated[float, Range(0, 1, above=True)] = 0.25
+    bias: Whole = 64
+    dtype: DType = "float32"
 
     def setup(self) -> None:
         height, width, _ = self.shape

@@ -83,10 +83,10 @@ def test_parse_reads_the_published_strings():
 @pytest.mark.parametrize(
     ("string", "words"),
     [
-        ("", "'' in '' is not like 16x6, 16d2 or 16m8"),
-        ("4x1,", "'' in '4x1,'"),
-        ("4x1,4y2", "'4y2' in '4x1,4y2'"),
-        ("4", "'4' in '4'"),
+        ("", "'' in network.decoder='' is not like 16x6, 16d2 or 16m8"),
+        ("4x1,", "'' in .*='4x1,'"),
+        ("4x1,4y2", "'4y2' in .*='4x1,4y2'"),
+        ("4", "'4' in .*='4'"),
         ("-4x1", "'-4x1'"),
         ("4x0", "'4x0' .* zero"),
         ("9d2", "'9d2' .*: 2 does not divide 9"),
