@@ -29,6 +29,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from aigc_jax.commands import boundary, hosts
+from aigc_jax.errors import SettingError
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -128,18 +129,18 @@ def command(mode: str) -> Command:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "FLAGS":
             about = (ast.get_docstring(tree) or "").partition("\n")[0]
             return Command(about, ast.literal_eval(node.value))
-    raise ValueError(f"{path} has no FLAGS")
+    raise SettingError(f"{path} has no FLAGS")
 
 
 def main(argv: list[str]) -> int | None:
     """Runs the command; returns the exit code where it is not 0."""
     if len(argv) > 1:
-        raise ValueError(f"what is {argv[1]!r}? Settings are given as --name=value")
+        raise SettingError(f"what is {argv[1]!r}? Settings are given as --name=value")
     taken = command(MODE.value).flags
     check_flags(MODE.value, taken)
     config = CONFIG.value
     if config is None and (MODE.value == "train" or WORKDIR.value is None):
-        raise ValueError("name the experiment, as in --config=configs/ddpm_digits.py")
+        raise SettingError("name the experiment, as in --config=configs/ddpm_digits.py")
     values = {name: OWN[name].value for name in taken}
     for name in ("input", "output"):  # no shell makes a home folder of --output=~/x
         if values.get(name):
@@ -194,7 +195,7 @@ def check_flags(mode: str, taken: tuple[str, ...]) -> None:
             instead = ""
             if mode == "train" and name in SETTINGS:
                 instead = f"; for training set --config.{SETTINGS[name]}"
-            raise ValueError(
+            raise SettingError(
                 f"--mode={mode} takes no --{name}: it is a flag of {', '.join(others)}{instead}"
             )
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aigc_jax import checks
+from aigc_jax.errors import SettingError
 from aigc_jax.family import DataSpec, Family
 
 # {config.family: the module whose `build` makes it}, imported when it is asked for.
@@ -22,7 +23,7 @@ class Sections(dict):
     """A config whose missing sections are the config's mistake, and said to be."""
 
     def __missing__(self, key: str) -> Any:
-        raise ValueError(
+        raise SettingError(
             f"the config lacks the section {key!r}, which its family {self['family']!r} reads: "
             "a run of an older version? Give its config.json the keys of today, or train it again"
         )

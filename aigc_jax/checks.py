@@ -12,6 +12,8 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, NamedTuple
 
+from aigc_jax.errors import SettingError
+
 INT32 = 2**31  # what JAX counts in ends below it
 
 
@@ -74,7 +76,7 @@ def one_of(setting: str, value: Any, known: Iterable[Any]) -> None:
     if not isinstance(value, str) or value not in names:
         near = difflib.get_close_matches(str(value), names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{setting} is {OneOf(names)}, not {shown(value)}{hint}")
+        raise SettingError(f"{setting} is {OneOf(names)}, not {shown(value)}{hint}")
 
 
 def value(name: str, given: Any, kind: Any) -> None:
@@ -94,7 +96,7 @@ def value(name: str, given: Any, kind: Any) -> None:
     elif not _fits(name, given, kind):
         for names in _rules(kind, OneOf):
             one_of(f"config.{name}", given, names)  # with a hint
-        raise ValueError(f"config.{name} is {_described(kind)}, not {shown(given)}")
+        raise SettingError(f"config.{name} is {_described(kind)}, not {shown(given)}")
 
 
 def shown(given: Any) -> str:
@@ -204,7 +206,7 @@ def section(
     if missing:
         problems.append(f"lacks {', '.join(map(repr, missing))}")
     if problems:
-        raise ValueError(
+        raise SettingError(
             f"config.{name} {' and '.join(sorted(problems))}; its keys are {', '.join(known)}. "
             "A run of an older version? Give its config.json the keys of today, or train it again"
         )

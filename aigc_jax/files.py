@@ -23,12 +23,14 @@ from typing import Any
 
 import numpy as np
 
+from aigc_jax.errors import SettingError
+
 INSTEAD = "name another --output, or move it away"
 ELSEWHERE = "move it away, or write elsewhere by --output or --workdir"
 PROBE = 4096  # bytes written and removed to see whether a folder can be written to
 
 
-class OutputError(ValueError):
+class OutputError(SettingError):
     """An output that cannot be written where it should be; one line that says what to do."""
 
 

@@ -139,6 +139,13 @@ def shape_of(path: str, source: str) -> list[str]:
     return wrong
 
 
+def raised(source: str) -> set[str]:
+    """Built-in errors that a file raises where its own, which commands tell in a line, belong."""
+    raises = (node.exc for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Raise))
+    named = {ast.unparse(e.func) for e in raises if isinstance(e, ast.Call)}
+    return named & {"ValueError", "RuntimeError", "FileNotFoundError"}
+
+
 def writes(source: str) -> set[str]:
     """The names of calls that write to the disk outside a block of the one writer."""
 
@@ -174,6 +181,7 @@ def violations(path: str, source: str) -> list[str]:
         return wrong
     wrong += [f"{path} imports {name}: relative" for name in found if name.startswith(".")]
     wrong += shape_of(path, source)
+    wrong += [f"{path} raises {name}: see errors.py" for name in sorted(raised(source))]
     found_writes = writes(source) - set(MAY_WRITE.get(path, ()))
     wrong += [f"{path} calls {name}: write through files.py" for name in sorted(found_writes)]
     allowed = allowed_of_ours(path)
@@ -257,6 +265,7 @@ LONG = "def f():\n" + "    x = 1\n" * 80
         ("tests/test_x.py", "from jax._src import core"),
         ("aigc_jax/commands/train.py", "# TO" + "DO: more"),
         ("aigc_jax/commands/train.py", "x = 1\n" * 401),
+        ("aigc_jax/commands/sample.py", "raise ValueError('wrong')"),
         ("aigc_jax/commands/sample.py", "path.write_text('')"),
         ("aigc_jax/commands/sample.py", "with path.open('wb') as f:\n    pass"),
         ("aigc_jax/commands/sample.py", "def f():\n    open(path, mode='a+')"),

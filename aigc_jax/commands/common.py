@@ -11,6 +11,7 @@ import numpy as np
 from aigc_jax import build, checks
 from aigc_jax.data import datasets
 from aigc_jax.data.splits import overlap
+from aigc_jax.errors import SettingError
 from aigc_jax.family import DataSpec, Family, Variables
 from aigc_jax.runs import folder as folders
 from aigc_jax.runs.examples import RealData, training_codes
@@ -35,7 +36,7 @@ def open_data(config: Mapping[str, Any], splits: Iterable[str] = ()) -> RealData
     dataset = datasets.load(**data, splits=tuple(dict.fromkeys((train, test, *splits))))
     both = overlap(*(dataset.parts.get(split, ()) for split in (train, test)))
     if both and train != test:
-        raise ValueError(
+        raise SettingError(
             f"data.train_split={train} and data.test_split={test} share {both:,} examples: "
             "a model is tested on others than it learns from"
         )
@@ -83,7 +84,7 @@ def with_sampling(
     given = {key: value for key, value in (settings or {}).items() if value is not None}
     for key in given.keys() - config["sampling"].keys():
         known = ", ".join(config["sampling"]) or "no settings"
-        raise ValueError(
+        raise SettingError(
             f"family {config['family']!r} has no {key!r} of sampling to set: it has {known}"
         )
     sampling = config["sampling"] | given

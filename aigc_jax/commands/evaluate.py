@@ -10,6 +10,7 @@ import jax
 
 from aigc_jax import files
 from aigc_jax.commands import common, report
+from aigc_jax.errors import SettingError
 from aigc_jax.evaluation import results
 from aigc_jax.family import Family
 from aigc_jax.runs import evaluate
@@ -142,4 +143,4 @@ def check_same_data(model: models.Model, spec: Any) -> None:
     """Raises ValueError where the data set's examples are of another shape than the model's."""
     if model.spec.shape != spec.shape:
         shapes = ("x".join(map(str, shape)) for shape in (model.spec.shape, spec.shape))
-        raise ValueError("the model draws samples of {}, the data set has {}".format(*shapes))
+        raise SettingError("the model draws samples of {}, the data set has {}".format(*shapes))

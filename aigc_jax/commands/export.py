@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from aigc_jax import files
+from aigc_jax.errors import SettingError
 from aigc_jax.runs import model as models
 from aigc_jax.runs import weights
 from aigc_jax.training import sharding
@@ -58,7 +59,7 @@ def run(
     model = models.load(workdir, config, step=step, best=best)
     config = model.config
     if config["family"] != "diffusion":
-        raise ValueError(f"diffusers has no pipeline for family {config['family']!r}")
+        raise SettingError(f"diffusers has no pipeline for family {config['family']!r}")
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.variables.params))
     sharding.check_on_first(partial(files.check, output, folders=True, size=size))
     weights.to_diffusers(

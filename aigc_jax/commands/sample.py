@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from aigc_jax import files, modalities
 from aigc_jax.commands import common
+from aigc_jax.errors import SettingError
 from aigc_jax.evaluation.features import subsample
 from aigc_jax.modalities import Modality
 from aigc_jax.modalities.image import grid_columns, save_image
@@ -158,11 +159,11 @@ def run(
 def check_arguments(count: int, frames: int, gif: bool, save: str) -> None:
     """Raises ValueError for arguments that no model could follow."""
     if count < 1:
-        raise ValueError(f"the number of samples must be at least 1, not {count}")
+        raise SettingError(f"the number of samples must be at least 1, not {count}")
     if save not in ("", "png", "npz"):
-        raise ValueError(f"save is 'png', 'npz' or nothing, not {save!r}")
+        raise SettingError(f"save is 'png', 'npz' or nothing, not {save!r}")
     if frames < 0 or (gif and not frames):
-        raise ValueError(f"an animation needs a number of frames, such as 20, not {frames}")
+        raise SettingError(f"an animation needs a number of frames, such as 20, not {frames}")
 
 
 def labels_word(labels: Sequence[int] | None) -> list[str]:
@@ -206,14 +207,14 @@ def labels_of(model: models.Model, labels: Sequence[int | str] | None) -> Sequen
     if not labels:
         return every
     if every is None:
-        raise ValueError("labels were asked for, but this model was trained without them")
+        raise SettingError("labels were asked for, but this model was trained without them")
     known = {word: label for label in every for word in (label, str(label))}
     known |= {name: label for label, name in enumerate(names)}
     wrong = [str(label) for label in labels if label not in known]
     if wrong:
         near = difflib.get_close_matches(wrong[0], names, n=3) or names[:6]
         named = f" and are no names of classes such as {', '.join(near)}" if names else ""
-        raise ValueError(f"labels {', '.join(wrong)} are not in 0..{len(every) - 1}{named}")
+        raise SettingError(f"labels {', '.join(wrong)} are not in 0..{len(every) - 1}{named}")
     return [known[label] for label in labels]
 
 
@@ -223,11 +224,11 @@ def check_shows(
     """Raises ValueError where the model, or its kind of data, has nothing of what was asked for."""
     family, name = model.family, model.config["family"]
     if pictures and not (family.views and family.views.figures):
-        raise ValueError(f"family {name!r} has no pictures of codes to show")
+        raise SettingError(f"family {name!r} has no pictures of codes to show")
     if frames and not (family.drawing.steps or family.drawing.between):
-        raise ValueError(f"family {name!r} has no frames to show")
+        raise SettingError(f"family {name!r} has no frames to show")
     if modality.save is None and (save == "png" or frames or pictures):
-        raise ValueError(f"{modality.kind} are drawn as one plot; save=npz has their numbers")
+        raise SettingError(f"{modality.kind} are drawn as one plot; save=npz has their numbers")
 
 
 def with_bar(batches: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from aigc_jax.errors import SettingError
 from aigc_jax.runs import apply
 from aigc_jax.runs import model as models
 
@@ -30,7 +31,7 @@ FLAGS: tuple[str, ...] = (
 def main(flags: argparse.Namespace) -> None:
     """Runs the command as its flags say."""
     if not flags.input:
-        raise ValueError("name the images to translate, as in --input=FOLDER")
+        raise SettingError("name the images to translate, as in --input=FOLDER")
     run(
         flags.workdir,
         flags.input,

@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 from aigc_jax import build
 from aigc_jax.checks import OR_EMPTY, Count, Finite, OneOf, Range, Whole, value
 from aigc_jax.commands import common
+from aigc_jax.errors import SettingError
 from aigc_jax.family import DataSpec, Family
 from aigc_jax.runs import observer
 from aigc_jax.runs.evaluations import (
@@ -101,7 +102,7 @@ def check_lengths(config: Mapping[str, Any]) -> None:
     steps = config["train"]["steps"]
     for name, length in lengths.items():
         if length > steps:
-            raise ValueError(
+            raise SettingError(
                 f"config.{name} is at most config.train.steps ({steps}), not {length}: what takes "
                 "longer than the run never comes to its end"
             )

@@ -14,17 +14,19 @@ from typing import IO, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from aigc_jax.errors import SettingError
+
 # Formats of Pillow that are no pictures, or that it reads only with the help of another program.
 _OTHER_FORMATS = ("BUFR", "EPS", "FLI", "GRIB", "HDF5", "MPEG", "WMF")
 _HIDDEN = (".", "__MACOSX", "@eaDir")  # what a file manager or a server keeps beside one's files
 _GREY = ("1", "L", "LA", "La", "I", "F")  # Pillow's modes, and those that begin with "I;"
 
 
-class DataError(ValueError):
+class DataError(SettingError):
     """A data set that cannot be used as asked; the message is one line that says what to do."""
 
 
-class CropError(ValueError):
+class CropError(SettingError):
     """A crop that is larger than an image."""
 
 
@@ -195,6 +197,9 @@ def _identity(folder: str | pathlib.Path) -> tuple[int, int]:
 def _list_zip(path: str, root: pathlib.Path) -> Files:
     archive = zipfile.ZipFile(root)  # its reads take a lock, so threads may share it
     members = {_member(m.filename): m for m in archive.infolist()}
+    for name in members:
+        if ".." in name.split("/"):
+            raise DataError(f"{name!r} in {path!r} leads out of its folder: pack it anew")
     members = {
         name: member
         for name, member in members.items()
@@ -250,7 +255,7 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I"):  # Pillow's own conversion would clip 16 bits at 255
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers: save them as 8 or 16 bits")
+        raise SettingError("its pixels are floating-point numbers: save them as 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

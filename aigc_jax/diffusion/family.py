@@ -33,6 +33,7 @@ from aigc_jax.diffusion.process import (
     variance_preserving,
 )
 from aigc_jax.diffusion.solvers.base import Solver, noise_like
+from aigc_jax.errors import SettingError
 from aigc_jax.family import (
     Batch,
     Cond,
@@ -69,10 +70,10 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     settings = section("diffusion", config["diffusion"], {"conditional": bool, **of_diffusion})
     conditional = settings.pop("conditional")
     if conditional and not spec.classes:
-        raise ValueError("diffusion.conditional needs data with labels; this data set has none")
+        raise SettingError("diffusion.conditional needs data with labels; this data set has none")
     name, of_network = choice("network", config["network"], NETWORKS)
     if spec.kind != "image":
-        raise ValueError(f"network {name!r} takes images; these data are of kind {spec.kind!r}")
+        raise SettingError(f"network {name!r} takes images; these data are of kind {spec.kind!r}")
     of_data = {
         "out_channels": spec.shape[-1],
         "num_classes": spec.classes if conditional else 0,
@@ -159,9 +160,9 @@ class Diffusion:
 
     def __post_init__(self) -> None:
         if self.guidance != 1.0 and not self.classes:
-            raise ValueError("sampling.guidance other than 1 needs diffusion.conditional=True")
+            raise SettingError("sampling.guidance other than 1 needs diffusion.conditional=True")
         if self.guidance != 1.0 and not self.label_dropout:
-            raise ValueError(
+            raise SettingError(
                 "sampling.guidance other than 1 needs diffusion.label_dropout above 0, by which a "
                 "network learns to do without labels"
             )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.checks import one_of
+from aigc_jax.errors import SettingError
 
 
 class Process(NamedTuple):
@@ -63,7 +64,7 @@ def betas(
       ValueError: an unknown schedule, or a process without any times.
     """
     if timesteps < 1:
-        raise ValueError(f"diffusion.timesteps must be at least 1, not {timesteps}")
+        raise SettingError(f"diffusion.timesteps must be at least 1, not {timesteps}")
     one_of("diffusion.schedule", schedule, SCHEDULES)
     return SCHEDULES[schedule](timesteps, beta_min, beta_max)
 
@@ -75,7 +76,7 @@ def variance_preserving(beta: np.ndarray) -> Process:
       ValueError: a rate outside (0, 1).
     """
     if not ((beta > 0) & (beta < 1)).all():
-        raise ValueError("every beta must lie in (0, 1)")
+        raise SettingError("every beta must lie in (0, 1)")
     alpha_bar = np.cumprod(1 - beta)
     return Process(np.arange(len(beta), dtype=np.float64), alpha_bar**0.5, (1 - alpha_bar) ** 0.5)
 

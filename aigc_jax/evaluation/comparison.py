@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from aigc_jax.errors import SettingError
 from aigc_jax.evaluation.features import Features, subsample
 from aigc_jax.evaluation.metrics import frechet
 from aigc_jax.evaluation.metrics.memorisation import Memorisation, memorisation
@@ -97,7 +98,7 @@ class ImageComparison:
         """The samples."""
         found = self.drawn()
         if not np.ptp(found.features, axis=0).any():
-            raise ValueError(
+            raise SettingError(
                 f"all {len(found.features)} samples have the same features, so they are one image: "
                 "no distribution can be judged. Look at them with --mode=sample"
             )

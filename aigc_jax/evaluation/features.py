@@ -16,6 +16,7 @@ import numpy as np
 
 from aigc_jax import files
 from aigc_jax.checks import one_of
+from aigc_jax.errors import MissingError, SettingError
 from aigc_jax.evaluation.metrics.frechet import check_statistics
 from aigc_jax.formats import torch_file
 from aigc_jax.networks.judges import classifiers, inception
@@ -99,7 +100,7 @@ def check(name: str, shape: tuple[int, ...]) -> None:
     grey = takes == (0, 0, 3) and shape[2] == 1  # repeated to RGB
     if not (all(fits[:2]) and (fits[2] or grey)):
         height, width, channels = (n or "any" for n in takes)
-        raise ValueError(
+        raise SettingError(
             f"feature network {name!r} takes images of {height}x{width}x{channels}, not "
             f"{'x'.join(map(str, shape))}: set evaluation.network to one of {', '.join(NAMES)}"
         )
@@ -201,7 +202,7 @@ def load_statistics(path: str | pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
       ValueError: it is damaged, lacks `mu` or `sigma`, or they do not fit or hold NaN or inf.
     """
     if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(
+        raise MissingError(
             f"no statistics at {path}: name an .npz file of mu and sigma by evaluation.statistics"
         )
     try:
@@ -210,9 +211,9 @@ def load_statistics(path: str | pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
                 raise KeyError(", ".join(sorted(missing)))
             mean, covariance = file["mu"], file["sigma"]
     except KeyError as error:
-        raise ValueError(f"{path} has no {error.args[0]}: it needs mu and sigma") from error
+        raise SettingError(f"{path} has no {error.args[0]}: it needs mu and sigma") from error
     except Exception as error:  # whatever NumPy makes of a damaged file
-        raise ValueError(f"{path} is no readable .npz file: write it again") from error
+        raise SettingError(f"{path} is no readable .npz file: write it again") from error
     return check_statistics(mean, covariance, f"{path}: the")
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from safetensors.numpy import save_file
 
 from aigc_jax import files
+from aigc_jax.errors import MissingError
 from aigc_jax.formats import torch_file, unet2d
 from aigc_jax.formats.unet2d import CONFIG, RELEASE
 
@@ -116,7 +117,7 @@ def write(
 def _parts(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     """Where the network lies, and the path that its scheduler has where there is one."""
     if not folder.is_dir():
-        raise FileNotFoundError(
+        raise MissingError(
             f"no folder {folder}: download a checkpoint first, for example with "
             f"`hf download google/ddpm-cifar10-32 --local-dir {folder}`"
         )
@@ -143,6 +144,6 @@ def _weights(folder: pathlib.Path) -> pathlib.Path:
 def _existing(path: pathlib.Path) -> pathlib.Path:
     if path.is_file():
         return path
-    raise FileNotFoundError(
+    raise MissingError(
         f"no {path}: a UNet2DModel's folder holds {CONFIG} and {WEIGHTS}, itself or in unet/"
     )

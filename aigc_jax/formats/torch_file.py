@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from aigc_jax.errors import MissingError, SettingError
+
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 BFLOAT16 = "bfloat16"  # numpy has none: it is read as uint16 and widened
 STORAGES = {
@@ -70,7 +72,7 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingError(
             f"no file {path}: download the weights (.npz, .safetensors, .pt or .pth) and give "
             "their path"
         )
@@ -84,7 +86,7 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         return reader(data)
     except Exception as error:  # what a damaged pickle or zip may raise has no end
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(
+        raise SettingError(
             f"cannot read weights from {path}, which is damaged or no state dict ({reason})"
         ) from error
 
@@ -100,7 +102,7 @@ def locate(
     found = pathlib.Path(path or pathlib.Path(folder or "") / usual).expanduser()
     if (path or folder) and found.is_file():
         return found
-    raise FileNotFoundError(
+    raise MissingError(
         f"no {what}{f' at {found}' if path or folder else ''}: give their file by {setting}, or "
         f"the folder that holds {usual}{f' ({source})' if source else ''} by $AIGC_WEIGHTS"
     )
@@ -116,7 +118,7 @@ def _zip(data: bytes) -> dict[str, np.ndarray]:
                 return {name: _checked(name, arrays[name], np.ndarray) for name in arrays.files}
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
-            raise ValueError("its bytes are big-endian")
+            raise SettingError("its bytes are big-endian")
         unpickler = _Unpickler(io.BytesIO(archive.read(pickles[0])))
         state = unpickler.load()
         raw = {key: archive.read(f"{root}data/{key}") for key in unpickler.storages}
@@ -127,9 +129,9 @@ def _legacy(data: bytes) -> dict[str, np.ndarray]:
     stream = io.BytesIO(data)
     magic, protocol, system = (_Unpickler(stream).load() for _ in range(3))
     if (magic, protocol) != (LEGACY_MAGIC, LEGACY_PROTOCOL):
-        raise ValueError("a pickle, but not one of torch.save")
+        raise SettingError("a pickle, but not one of torch.save")
     if not system["little_endian"]:
-        raise ValueError("its bytes are big-endian")
+        raise SettingError("its bytes are big-endian")
     unpickler = _Unpickler(stream)
     state = unpickler.load()
     raw = {}
@@ -137,7 +139,7 @@ def _legacy(data: bytes) -> dict[str, np.ndarray]:
         storage = unpickler.storages[key]
         count = int.from_bytes(stream.read(8), "little", signed=True)
         if count != storage.count:
-            raise ValueError(f"storage {key} has {count} elements, not {storage.count}")
+            raise SettingError(f"storage {key} has {count} elements, not {storage.count}")
         raw[key] = stream.read(count * _dtype(storage.kind).itemsize)
     return _arrays(state, raw)
 
@@ -204,13 +206,13 @@ def _array(tensor: _Tensor, raw: Mapping[str, bytes]) -> np.ndarray:
     (key, kind, count), offset, shape, strides = tensor
     flat = np.frombuffer(raw[key], _dtype(kind))
     if len(flat) != count:
-        raise ValueError(f"storage {key} has {len(flat)} elements, not {count}")
+        raise SettingError(f"storage {key} has {len(flat)} elements, not {count}")
     if math.prod(shape) == 0:
         return _widened(flat[:0], kind).reshape(shape)
     # as_strided reads whatever memory it is told to.
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     if min(offset, *shape, *strides, 0) < 0 or last >= count:
-        raise ValueError(f"a tensor of shape {shape} lies outside its storage")
+        raise SettingError(f"a tensor of shape {shape} lies outside its storage")
     steps = tuple(step * flat.itemsize for step in strides)
     return _widened(np.lib.stride_tricks.as_strided(flat[offset:], shape, steps).copy(), kind)
 
@@ -226,5 +228,5 @@ def _widened(values: np.ndarray, kind: str) -> np.ndarray:
 
 def _checked(name: str, value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
-        raise ValueError(f"{name} is a {type(value).__name__}")
+        raise SettingError(f"{name} is a {type(value).__name__}")
     return value

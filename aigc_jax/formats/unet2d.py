@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from aigc_jax.errors import SettingError
 from aigc_jax.networks import torch_names
 from aigc_jax.networks.unet import UNet
 
@@ -90,10 +91,10 @@ def network_of(unet: Mapping[str, Any]) -> tuple[dict[str, Any], int, int]:
     size = unet["sample_size"]
     size = size[0] if isinstance(size, list | tuple) and len(set(size)) == 1 else size
     if not isinstance(size, int):
-        raise ValueError(f"{CONFIG} must give sample_size, one side of a square, not {size!r}")
+        raise SettingError(f"{CONFIG} must give sample_size, one side of a square, not {size!r}")
     channels = unet["block_out_channels"]
     if any(n % channels[0] for n in channels):
-        raise ValueError(f"block_out_channels={channels} are no multiples of their first")
+        raise SettingError(f"block_out_channels={channels} are no multiples of their first")
     attends = _attends(unet["down_block_types"], unet["up_block_types"], len(channels))
     network = {
         "out_channels": unet["out_channels"],
@@ -114,7 +115,7 @@ def _check_known(unet: Mapping[str, Any]) -> None:
     """Raises ValueError, naming them all, for settings that UNet does not have."""
     name = unet.get("_class_name", "UNet2DModel")
     if name != "UNet2DModel":
-        raise ValueError(f"{CONFIG} is of a {name}; only a UNet2DModel can be read")
+        raise SettingError(f"{CONFIG} is of a {name}; only a UNet2DModel can be read")
     wrong = [
         f"{key}={unet.get(key, default)!r} (only {ours!r})"
         for key, (default, ours) in FIXED.items()
@@ -130,7 +131,7 @@ def _check_known(unet: Mapping[str, Any]) -> None:
     if unet.get("norm_num_groups", 32) is None:
         wrong.append("norm_num_groups=None (only a number)")
     if wrong:
-        raise ValueError(f"{CONFIG} asks for what UNet does not have: {', '.join(wrong)}")
+        raise SettingError(f"{CONFIG} asks for what UNet does not have: {', '.join(wrong)}")
 
 
 def _attends(down: Sequence[str], up: Sequence[str], levels: int) -> list[bool]:
@@ -141,10 +142,10 @@ def _attends(down: Sequence[str], up: Sequence[str], levels: int) -> list[bool]:
     ):
         unknown = sorted(set(types) - {plain, f"Attn{plain}"})
         if unknown or len(types) != levels:
-            raise ValueError(f"{key}={list(types)} must be {levels} of {plain} and Attn{plain}")
+            raise SettingError(f"{key}={list(types)} must be {levels} of {plain} and Attn{plain}")
     attends = [kind.startswith("Attn") for kind in down]
     if attends != [kind.startswith("Attn") for kind in reversed(up)]:
-        raise ValueError(
+        raise SettingError(
             f"down_block_types={list(down)} and up_block_types={list(up)} attend at different "
             "resolutions; UNet does at the same ones both ways"
         )
@@ -164,7 +165,7 @@ def config_of(network: Mapping[str, Any], *, image_size: int, in_channels: int) 
     if net.heads > 1 and head_dim is None:
         attended = _attended(channels, attends)
         if len(attended) > 1 or attended[0] % net.heads:
-            raise ValueError(
+            raise SettingError(
                 f"network.heads={net.heads} over {attended} channels: diffusers gives every head "
                 "the same number of channels, so it needs heads=1 or attention at one width"
             )
@@ -284,7 +285,7 @@ def _heads(head_dim: int | None, attended: list[int]) -> dict[str, int]:
     if head_dim is None:
         return {"heads": 1}
     if any(n % head_dim for n in attended):
-        raise ValueError(
+        raise SettingError(
             f"attention_head_dim={head_dim} (8 where config.json is silent) does not divide each "
             f"of {attended}, the channels that have attention"
         )

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.checks import NonNegative, OneOf, Whole, arguments, kinds, section
+from aigc_jax.errors import SettingError
 from aigc_jax.family import (
     Batch,
     DataSpec,
@@ -51,12 +52,12 @@ def from_config(config: Mapping[str, Any], spec: DataSpec) -> "CycleGAN":
     """
     for key in ("train_split", "test_split"):
         if "+" not in config["data"][key]:
-            raise ValueError(
+            raise SettingError(
                 f"cyclegan learns from two domains: data.{key} is such as trainA+trainB, not "
                 f"{config['data'][key]!r}"
             )
     if spec.kind != "image":
-        raise ValueError(f"cyclegan takes images; these data are of kind {spec.kind!r}")
+        raise SettingError(f"cyclegan takes images; these data are of kind {spec.kind!r}")
     of_network = dict.fromkeys(PLAYERS, Mapping)
     shape, networks = spec.shape, section("network", config["network"], of_network)
     given = {"image_shape": shape, "out_channels": shape[-1]}

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from aigc_jax.errors import SettingError
+
 
 def sefa(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Latent directions that change the first layer most, and by how much.
@@ -38,7 +40,7 @@ def slerp(a: jax.Array, b: jax.Array, t: float | jax.Array) -> jax.Array:
     """
     t = jnp.asarray(t, a.dtype)
     if t.ndim and t.shape[-1] != 1:
-        raise ValueError(f"t is a scalar or [..., 1], not {t.shape}")
+        raise SettingError(f"t is a scalar or [..., 1], not {t.shape}")
     shape = jnp.broadcast_shapes(a.shape, b.shape, t.shape)
     a, b = jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape)
     t = jnp.broadcast_to(t, (*shape[:-1], 1))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from aigc_jax import modalities
 from aigc_jax.checks import Count, NonNegative, OneOf, Whole, arguments, kinds, section
+from aigc_jax.errors import SettingError
 from aigc_jax.family import (
     Batch,
     Cond,
@@ -115,19 +116,19 @@ class GAN:
 
     def __post_init__(self) -> None:
         if self.penalty.terms and getattr(self.discriminator, "norm", "") == "batch":
-            raise ValueError(
+            raise SettingError(
                 f"gan.penalty.name={self.penalty.name!r} is of each example's own gradient, which "
                 "batch norm mixes with the others': set network.discriminator.norm to 'none' or "
                 "'spectral'"
             )
         if self.generator_batch > 1 and self.game.relativistic:
-            raise ValueError(
+            raise SettingError(
                 "gan.loss='relativistic' pairs examples: gan.generator_batch must be 1"
             )
         if self.augmentation.policy and self.kind != "image":
-            raise ValueError(f"gan.augment.policy changes images, not data of kind {self.kind!r}")
+            raise SettingError(f"gan.augment.policy changes images, not data of kind {self.kind!r}")
         if self.augmentation.adaptive and self.decay_steps:
-            raise ValueError("gan.augment.target sets the probability: gan.decay_steps must be 0")
+            raise SettingError("gan.augment.target sets the probability: gan.decay_steps must be 0")
 
     @property
     def classes(self) -> int:

@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from aigc_jax.errors import SettingError
+
 LOWER = ("down", "norm", "hidden")  # kinds of layers that are numbered from the input
 
 
@@ -18,7 +20,7 @@ def lower_layers(params: Mapping[str, Any], count: int) -> list[str]:
     numbered = {n: int(i) for n, (kind, _, i) in found.items() if kind in LOWER and i.isdigit()}
     most = max(numbered.values(), default=-1) + 1
     if not 0 <= count <= most:
-        raise ValueError(f"gan.frozen lies in 0..{most} for this discriminator, not {count}")
+        raise SettingError(f"gan.frozen lies in 0..{most} for this discriminator, not {count}")
     return [name for name, number in numbered.items() if number < count]
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import jax
 
 from aigc_jax.checks import NonNegative, OneOf
+from aigc_jax.errors import SettingError
 from aigc_jax.gan.directions import slerp
 
 PRIORS = ("normal", "uniform")
@@ -28,7 +29,7 @@ class Latents:
 
     def __post_init__(self) -> None:
         if self.truncation and self.prior != "normal":
-            raise ValueError(
+            raise SettingError(
                 "sampling.truncation is of gan.prior='normal' only: set one of them otherwise"
             )
 

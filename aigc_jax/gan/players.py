@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aigc_jax.checks import arguments, choice, section
+from aigc_jax.errors import SettingError
 from aigc_jax.family import DataSpec
 from aigc_jax.networks.gan import dcgan, mlp, r3gan, resnet
 from aigc_jax.networks.gan.layers import check_conditioning
@@ -29,7 +30,7 @@ def build(settings: Mapping[str, Any], spec: DataSpec) -> dict[str, Any]:
     for player in ("generator", "discriminator"):
         name, own = choice(f"network.{player}", settings[player], NETWORKS)
         if spec.kind != "image" and name not in OF_ANY_DATA:
-            raise ValueError(
+            raise SettingError(
                 f"network.{player}.name={name!r} takes images; data of kind {spec.kind!r} need "
                 f"{' or '.join(OF_ANY_DATA)}"
             )

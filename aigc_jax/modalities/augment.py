@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.checks import NonNegative, Range, Whole
+from aigc_jax.errors import SettingError
 
 
 def enlarge_crop(key: jax.Array, x: jax.Array, pixels: int) -> jax.Array:
@@ -53,7 +54,7 @@ def augment(
     """
     side = min(x.shape[1:3])
     if shift >= side:
-        raise ValueError(f"config.augment.shift is below {side}, the images' side, not {shift}")
+        raise SettingError(f"config.augment.shift is below {side}, the images' side, not {shift}")
     flip_key, shift_key, rotation_key, scale_key = jax.random.split(key, 4)
     if flip:
         x = mirror(x, jax.random.bernoulli(flip_key, 0.5, (x.shape[0],)))

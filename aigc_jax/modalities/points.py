@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from aigc_jax.checks import arguments
+from aigc_jax.errors import SettingError
 from aigc_jax.modalities import augment as images
 from aigc_jax.modalities.base import Modality
 
@@ -28,7 +29,7 @@ def augment(key: jax.Array, x: jax.Array, **settings: Any) -> jax.Array:
     del key
     for name, value in arguments("augment", images.augment, settings, given=("key", "x")).items():
         if value:
-            raise ValueError(
+            raise SettingError(
                 "points of the plane cannot be augmented: set every augment.* to 0 or False, not "
                 f"config.augment.{name} to {value}"
             )

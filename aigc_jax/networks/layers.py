@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aigc_jax.errors import SettingError
+
 INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 # A residual branch that ends in zeros starts as the identity.
 ZERO = nn.initializers.zeros_init()
@@ -34,7 +36,7 @@ def sinusoidal_embedding(
     """
     half = width // 2
     if width % 2 or half < 2:
-        raise ValueError(
+        raise SettingError(
             f"an embedding needs an even width (network.width) of at least 4, not {width}"
         )
     # The frequencies are constants: rounded once, from float64. t = 999 needs every bit of them,
@@ -82,7 +84,7 @@ class GroupNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         if channels % self.groups:
-            raise ValueError(f"{self.groups} groups do not divide {channels} channels")
+            raise SettingError(f"{self.groups} groups do not divide {channels} channels")
         per_channel = (1,) * (x.ndim - 1) + (channels,)
         scale = self.param("scale", nn.initializers.ones_init(), (channels,)).reshape(per_channel)
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,)).reshape(per_channel)
@@ -142,7 +144,7 @@ class SelfAttention(nn.Module):
         b, height, width, c = x.shape
         if c % (self.head_dim or self.heads):
             what = f"heads of {self.head_dim} channels" if self.head_dim else f"{self.heads} heads"
-            raise ValueError(f"{what} do not divide {c} channels (network.heads)")
+            raise SettingError(f"{what} do not divide {c} channels (network.heads)")
         heads = c // self.head_dim if self.head_dim else self.heads
         h = GroupNorm(self.groups, self.eps, name="norm")(x)
         q, k, v = (
@@ -196,7 +198,7 @@ def halved_sides(sides: Sequence[int], halvings: int, setting: str) -> tuple[int
     for size in (height, width):
         if size % step or size == 0:
             sizes = [n for n in (size // step * step, (size // step + 1) * step) if n]
-            raise ValueError(
+            raise SettingError(
                 f"images are {height}x{width}, but {setting} halves them {halvings} times, which "
                 f"{size} does not allow; the nearest sizes that do: "
                 f"{' and '.join(map(str, sizes))}"
@@ -207,12 +209,12 @@ def halved_sides(sides: Sequence[int], halvings: int, setting: str) -> tuple[int
 def check_shape(x: jax.Array, shape: Sequence[int]) -> None:
     """ValueError for examples [B, ...] of another shape than the network was made for."""
     if x.shape[1:] != tuple(shape):
-        raise ValueError(f"the network takes examples of shape {tuple(shape)}, not {x.shape[1:]}")
+        raise SettingError(f"the network takes examples of shape {tuple(shape)}, not {x.shape[1:]}")
 
 
 def check_label(label: jax.Array | None, num_classes: int, *, optional: bool = False) -> None:
     """ValueError for a label that a network cannot use, or misses where it is not optional."""
     if num_classes and label is None and not optional:
-        raise ValueError(f"a network with num_classes={num_classes} was given no label")
+        raise SettingError(f"a network with num_classes={num_classes} was given no label")
     if not num_classes and label is not None:
-        raise ValueError("a label was given to a network with num_classes=0")
+        raise SettingError("a label was given to a network with num_classes=0")

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from aigc_jax.errors import SettingError
+
 # How a file spells a leaf of a Linen variable. Its other names are those of the modules.
 TORCH = {
     "kernel": ".weight",
@@ -72,7 +74,7 @@ def compare(expected: Mapping[str, tuple], found: Mapping[str, tuple], *, what: 
         if names
     ]
     if lines:
-        raise ValueError(f"{what}: {'; '.join(lines)}")
+        raise SettingError(f"{what}: {'; '.join(lines)}")
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

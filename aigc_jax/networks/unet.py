@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.checks import OR_EMPTY, BelowOne, Count, Counts, DType, Positive, Range, Whole
+from aigc_jax.errors import SettingError
 from aigc_jax.networks.layers import (
     EPSILON,
     ZERO,
@@ -137,7 +138,9 @@ class UNet(nn.Module):
 
     def _check(self, x: jax.Array, groups: int, label: jax.Array | None) -> None:
         if self.width % groups:
-            raise ValueError(f"network.groups={groups} does not divide network.width={self.width}")
+            raise SettingError(
+                f"network.groups={groups} does not divide network.width={self.width}"
+            )
         check_label(label, self.num_classes, optional=True)
         setting = f"network.multipliers={tuple(self.multipliers)}"
         halved_sides(x.shape[1:3], len(self.multipliers) - 1, setting)

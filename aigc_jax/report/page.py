@@ -7,6 +7,7 @@ from typing import Any
 
 from aigc_jax import files
 from aigc_jax.checks import flatten
+from aigc_jax.errors import MissingError
 from aigc_jax.report.plots import Curve, groups, plot
 from aigc_jax.report.reading import (
     DAMAGE,
@@ -46,9 +47,7 @@ def write(workdir: str | pathlib.Path) -> pathlib.Path:
 
     workdir = pathlib.Path(workdir)
     if not (workdir / "config.json").is_file():
-        raise FileNotFoundError(
-            f"no run in {workdir}: train first, or name its folder by --workdir"
-        )
+        raise MissingError(f"no run in {workdir}: train first, or name its folder by --workdir")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from PIL import Image
 
 from aigc_jax.checks import flatten
+from aigc_jax.errors import SettingError
 from aigc_jax.report.words import count, is_number
 
 PROTOCOL = {  # of a score, as an evaluation's rows name it: as the page does
@@ -71,7 +72,7 @@ def mapping(content: bytes) -> dict[str, Any]:
     """A file that holds one JSON object."""
     value = json.loads(content)
     if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
+        raise SettingError("not a JSON object")
     return value
 
 
@@ -131,13 +132,13 @@ def read_picture(folder: Folder, name: str) -> dict[str, Any] | None:
 
     def read() -> dict[str, Any]:
         if pathlib.PurePath(name).is_absolute() or ".." in pathlib.PurePath(name).parts:
-            raise ValueError("not in the run's folder")
+            raise SettingError("not in the run's folder")
         content = (folder.root / name).read_bytes()
         try:
             image = Image.open(io.BytesIO(content), formats=["PNG"])
             image.load()  # opening reads no pixels: a cut is found here
         except DAMAGE as error:  # whose text has an address in memory, another each time
-            raise ValueError("not a whole PNG") from error
+            raise SettingError("not a whole PNG") from error
         factor = max(1, 256 // max(image.size))  # a small picture is shown by its pixels
         width, height = (factor * side for side in image.size)
         uri = "data:image/png;base64," + base64.b64encode(content).decode()
@@ -205,7 +206,7 @@ def key(row: dict) -> str:
 def as_step(value: Any) -> int:
     """A step of a file; ValueError for what is none."""
     if not (is_number(value) and 0 <= value < 2**53):
-        raise ValueError(f"no step: {value!r:.20}")
+        raise SettingError(f"no step: {value!r:.20}")
     return int(value)
 
 

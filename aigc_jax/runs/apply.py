@@ -13,6 +13,7 @@ import numpy as np
 
 from aigc_jax import modalities
 from aigc_jax.checks import one_of
+from aigc_jax.errors import SettingError
 from aigc_jax.runs import examples
 from aigc_jax.runs.image_folder import each_image, of_any_size
 from aigc_jax.runs.model import Model
@@ -111,7 +112,7 @@ def translator(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """x -> examples of the other domain, as `translate`; compiled as `encoder`."""
     if model.family.translate is None:
-        raise ValueError("this model does not translate")
+        raise SettingError("this model does not translate")
     one_of("the direction", direction, DIRECTIONS)
     modality, run = modalities.of(model.spec.kind), model.family.translate
 
@@ -197,9 +198,9 @@ def translate_folder(
 
 def _check_codec(model: Model) -> None:
     if model.family.codec is None:
-        raise ValueError("this model has neither an encoder nor a decoder")
+        raise SettingError("this model has neither an encoder nor a decoder")
     if model.family.codec.decode is None:
-        raise ValueError("this model has no decoder: its codes cannot be used without it")
+        raise SettingError("this model has no decoder: its codes cannot be used without it")
 
 
 def _check_examples(model: Model, x: np.ndarray, stride: int = 0) -> None:
@@ -207,7 +208,7 @@ def _check_examples(model: Model, x: np.ndarray, stride: int = 0) -> None:
     nothing = np.zeros((0, *model.spec.shape), np.float32)
     stored = modalities.of(model.spec.kind).to_stored(nothing).dtype
     if x.dtype != stored:
-        raise ValueError(f"examples are given as they are stored, as {stored}, not as {x.dtype}")
+        raise SettingError(f"examples are given as they are stored, as {stored}, not as {x.dtype}")
     _check_shape(model, x.shape[1:], stride)
 
 
@@ -215,19 +216,19 @@ def _check_shape(model: Model, shape: tuple[int, ...], stride: int = 0) -> None:
     if stride and len(shape) == 3 and shape[-1] == model.spec.shape[-1]:  # images of any size
         if any(side % stride or side < 2 * stride for side in shape[:-1]):
             size = "x".join(map(str, shape[:-1]))
-            raise ValueError(
+            raise SettingError(
                 f"images are {size}: each side has to be {2 * stride} or a larger multiple of "
                 f"{stride}"
             )
     elif tuple(shape) != tuple(model.spec.shape):
         sizes = ("x".join(map(str, s)) for s in (model.spec.shape, shape))
         kinds = model.spec.kind.removesuffix("s") + "s"
-        raise ValueError("the model takes {} of {}, not {}".format(kinds, *sizes))
+        raise SettingError("the model takes {} of {}, not {}".format(kinds, *sizes))
 
 
 def _cond(model: Model, labels: np.ndarray | None) -> dict[str, np.ndarray]:
     """Labels int [n] as a condition; ValueError where a conditional model is given none."""
     drawing = model.family.drawing
     if drawing is not None and "label" in drawing.conditions and labels is None:
-        raise ValueError("this model is conditional: it needs the labels of the examples")
+        raise SettingError("this model is conditional: it needs the labels of the examples")
     return {} if labels is None else {"label": np.asarray(labels, np.int32)}

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from aigc_jax import modalities, streams
 from aigc_jax.data import mixtures
+from aigc_jax.errors import SettingError
 from aigc_jax.evaluation import evaluators, features, results
 from aigc_jax.evaluation.comparison import ImageComparison, PointComparison, RealSplit
 from aigc_jax.evaluation.features import Features
@@ -275,7 +276,7 @@ class _Session:
         with tqdm(total=count, unit="img", desc="sampling", disable=None, leave=False) as bar:
             for batch in batches:
                 if not np.isfinite(batch).all():
-                    raise ValueError(
+                    raise SettingError(
                         "samples are not finite: the model has diverged; take an earlier --step"
                     )
                 bar.update(len(batch))

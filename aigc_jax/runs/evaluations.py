@@ -11,6 +11,7 @@ import numpy as np
 from aigc_jax import modalities
 from aigc_jax.checks import Count, OneOf, Whole, arguments, kinds, one_of, shown, value
 from aigc_jax.data import mixtures
+from aigc_jax.errors import SettingError
 from aigc_jax.evaluation import evaluators, features
 from aigc_jax.evaluation.results import Row
 from aigc_jax.family import DataSpec, Family, Variables
@@ -93,7 +94,7 @@ def plan(
     """
     settings = arguments("evaluation", Settings, settings)
     if not hasattr(evaluations, "items"):
-        raise ValueError(
+        raise SettingError(
             f"config.evaluations gives each evaluation its settings, such as {{'fid': {{}}}}, and "
             f"is not {shown(evaluations)}"
         )
@@ -102,7 +103,7 @@ def plan(
 
 def _evaluation(name: str, given: Mapping[str, Any], settings: Mapping[str, Any]) -> Evaluation:
     if not hasattr(given, "items"):
-        raise ValueError(f"evaluations.{name} is a mapping of settings, not {shown(given)}")
+        raise SettingError(f"evaluations.{name} is a mapping of settings, not {shown(given)}")
     own = dict(given)
     metric, sampling = own.pop("metric", name), own.pop("sampling", {})
     value(f"evaluations.{name}.sampling", sampling, Mapping)
@@ -112,7 +113,7 @@ def _evaluation(name: str, given: Mapping[str, Any], settings: Mapping[str, Any]
         one_of(f"a setting of evaluations.{name}", key, known)
         value(f"evaluations.{name}.{key}", of_key, kinds(Settings)[key])
     if sampling and metric not in evaluators.OF_SAMPLES:
-        raise ValueError(f"evaluations.{name}.sampling: metric {metric!r} takes no samples")
+        raise SettingError(f"evaluations.{name}.sampling: metric {metric!r} takes no samples")
     both = {**settings, **own}
     if metric in evaluators.OF_SAMPLES:
         return Evaluation(name, metric, dict(sampling), both, count=both["count"])
@@ -169,7 +170,7 @@ def check_draws(family: Family, asked: Iterable[str]) -> None:
     """Raises ValueError where samples, or metrics of them, are asked of a family without."""
     asked = list(asked)
     if family.drawing is None and asked:
-        raise ValueError(
+        raise SettingError(
             "this family translates images and draws none from noise: use --mode=translate, and "
             f"do not ask for {', '.join(asked)}"
         )
@@ -213,7 +214,7 @@ def check(
     for e in of_samples:
         _check_kind(e, data)
         if e.count < 2:
-            raise ValueError(
+            raise SettingError(
                 f"a distribution takes at least 2 samples to judge, not {e.count}: set --num or "
                 "evaluation.count, on a schedule evaluation.scheduled_count"
             )
@@ -243,7 +244,7 @@ def _lacking(planned: Sequence[Evaluation], data: RealData) -> dict[str, str]:
                 found[e.name] = words
     if found and len(found) == len(planned):
         told = "; ".join(f"{name} {words}" for name, words in found.items())
-        raise ValueError(
+        raise SettingError(
             f"nothing can be evaluated: {told}. Set --num or evaluation.count, on a schedule "
             "evaluation.scheduled_count, or ask for other evaluations"
         )
@@ -256,7 +257,7 @@ def _check_statistics(path: str, network: FeatureExtractor, shape: tuple[int, ..
     images = jax.ShapeDtypeStruct((1, *shape), np.uint8)
     found, _ = jax.eval_shape(network.run, images)
     if found.shape[1] != len(mean):
-        raise ValueError(
+        raise SettingError(
             f"{path} has statistics of {len(mean)} features, network {network.network.name!r} has "
             f"{found.shape[1]}: take both from the same network"
         )
@@ -267,11 +268,11 @@ def _check_kind(evaluation: Evaluation, data: RealData) -> None:
     kind = data.spec.kind
     if evaluation.metric in evaluators.POINTS and data.name not in mixtures.MIXTURES:
         known = " and ".join(mixtures.MIXTURES)
-        raise ValueError(
+        raise SettingError(
             f"evaluator {evaluation.name!r} judges samples of {known}, not of {data.name!r}"
         )
     if evaluation.metric in evaluators.DISTRIBUTION and not modalities.of(kind).judged_in_features:
-        raise ValueError(
+        raise SettingError(
             f"evaluator {evaluation.name!r} judges images in the space of a feature network, and "
             f"{data.name!r} holds {kind}: ask for {', '.join(evaluators.POINTS)}"
         )

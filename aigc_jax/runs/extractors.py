@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from aigc_jax.data import digits, loader
+from aigc_jax.errors import SettingError
 from aigc_jax.evaluation import features
 from aigc_jax.evaluation.comparison import RealSplit
 from aigc_jax.evaluation.features import FeatureNetwork, Features
@@ -51,7 +52,7 @@ class FeatureExtractor(NamedTuple):
         """Features of images that come in batches; no more than one of these is held at a time."""
         parts = [self(batch) for batch in batches]
         if not parts:
-            raise ValueError("there are no images to take features of")
+            raise SettingError("there are no images to take features of")
         return Features(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from aigc_jax import files
 from aigc_jax.checks import flatten
+from aigc_jax.errors import MissingError, SettingError
 from aigc_jax.family import DataSpec, Field
 
 # Settings that may change when a run goes on: they do not touch what is computed from here on.
@@ -28,7 +29,7 @@ FREE = (
 )
 
 
-class RunMismatch(ValueError):
+class RunMismatch(SettingError):
     """A command whose config is not that of the run in its workdir."""
 
 
@@ -71,13 +72,13 @@ def read(workdir: pathlib.Path, name: str) -> dict[str, Any]:
             runs = [p.name for p in workdir.parent.iterdir() if is_run(p)]
             near = difflib.get_close_matches(workdir.name, runs, n=3, cutoff=0.3) or runs[:3]
             hint = f" (runs there: {', '.join(near)})" if near else ""
-        raise FileNotFoundError(
+        raise MissingError(
             f"no run in {workdir}{hint}: train first, or name its folder by --workdir"
         )
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): restore it from a backup") from error
+        raise SettingError(f"{path} is damaged ({error}): restore it from a backup") from error
 
 
 def is_run(folder: pathlib.Path) -> bool:
@@ -97,7 +98,7 @@ def refuse_best(workdir: pathlib.Path) -> None:
     """Raises ValueError where a workdir is RUN/best, which is no run of its own."""
     run, best = run_of(workdir) or (workdir, False)
     if best:
-        raise ValueError(
+        raise SettingError(
             f"{workdir} holds the best checkpoint of a run: say --workdir={run} --best"
         )
 
@@ -129,7 +130,7 @@ def read_spec(workdir: pathlib.Path) -> DataSpec:
     """
     spec = read(workdir, "spec.json")
     if "fields" not in spec:
-        raise ValueError(
+        raise SettingError(
             f"{workdir} holds a run of an earlier version, whose checkpoints this one cannot read: "
             "train it again in another --workdir, or go back to commit 075cb69 to use it"
         )

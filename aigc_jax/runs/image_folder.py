@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from aigc_jax import files
 from aigc_jax.data import images
+from aigc_jax.errors import SettingError
 from aigc_jax.modalities.image import grid, save_image, to_float, to_pil
 from aigc_jax.runs.model import Model
 from aigc_jax.training import sharding
@@ -89,7 +90,7 @@ def output_names(names: Sequence[str]) -> dict[str, str]:
     paths = {name: pathlib.PurePosixPath(name) for name in names}
     for name, path in paths.items():
         if path.is_absolute() or ".." in path.parts:
-            raise ValueError(
+            raise SettingError(
                 f"the .zip holds {name!r}, which leads out of its folder: pack it anew"
             )
     usual = {name: str(path.with_suffix(".png")) for name, path in paths.items()}
@@ -139,7 +140,7 @@ def each_image(
         be read; an output that is there already, lies in the folder or cannot be written.
     """
     if model.spec.kind != "image":
-        raise ValueError(f"a folder holds images, but the model's data are {model.spec.kind}")
+        raise SettingError(f"a folder holds images, but the model's data are {model.spec.kind}")
     height, width, channels = model.spec.shape
     source = images.open_folder(str(folder), "--input")
     names, output = output_names(source.names), pathlib.Path(output).expanduser().resolve()
@@ -153,6 +154,8 @@ def each_image(
     sharding.check_on_first(check)
     batches = _Batches(source, framing or of_one_size((height, width)), channels)
     writes, shown = jax.process_index() == 0, []
+    if writes and source.others:
+        print(f"passed over in {folder}: {images.by_suffix(source.others)}", flush=True)
     if writes and batches.scaled:
         print(f"{batches.scaled} of {len(names)} images are scaled to fit the model", flush=True)
     with (
@@ -165,7 +168,7 @@ def each_image(
             if len(shown) < SHOWN:
                 shown.append((given, result))
         if not shown:
-            raise ValueError(f"no image in {folder} can be read: {_listed(batches.broken)}")
+            raise SettingError(f"no image in {folder} can be read: {_listed(batches.broken)}")
     if writes:
         save_image(comparison(shown, (height, width)), compared)
     if writes and batches.broken:
@@ -230,7 +233,7 @@ class _Batches:
                 data = self._source.read(name)
                 x = images.to_array(data, self._channels, image_size=0, crop=0, upright=True)
                 if x.shape[:2] != self.sizes[name]:
-                    raise ValueError("its size is not the one that its header says")
+                    raise SettingError("its size is not the one that its header says")
                 found[name] = x
         return found
 

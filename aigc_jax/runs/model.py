@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax import build, checks, streams
+from aigc_jax.errors import MissingError, SettingError
 from aigc_jax.family import DataSpec, Family, Field, Variables
 from aigc_jax.runs import examples, weights
 from aigc_jax.runs import folder as folders
@@ -104,12 +105,12 @@ def load(
     """
     workdir = pathlib.Path(workdir)
     if best and step is not None:
-        raise ValueError(f"--best and --step={step} name two checkpoints: leave one of them out")
+        raise SettingError(f"--best and --step={step} name two checkpoints: leave one of them out")
     if config is not None:
         config = with_network(config, workdir)
     if _from_elsewhere(workdir, config):
         if step is not None or best or raw:
-            raise ValueError(
+            raise SettingError(
                 f"there is no run in {workdir} to take another step or raw weights of: leave "
                 "--step, --best and --raw out, config.init_from is taken as it is; the best of a "
                 "run is config.init_from=RUN/best"
@@ -169,11 +170,11 @@ def restore(
     if step in complete_steps(workdir / "best") and step not in complete_steps(root):
         root = workdir / "best"
     if best and not root.is_dir():
-        raise FileNotFoundError(
+        raise MissingError(
             f"no best checkpoint in {workdir}: a run keeps one where checkpoint.best names a metric"
         )
     if not root.is_dir():
-        raise FileNotFoundError(f"no checkpoints in {workdir}: train first, or check --workdir")
+        raise MissingError(f"no checkpoints in {workdir}: train first, or check --workdir")
     params, extra = jax.eval_shape(family.init, streams.init(0)[0])
     averaged = () if raw else family.averaged
     parts = {
@@ -187,7 +188,7 @@ def restore(
     try:
         found = checkpoints.restore_parts(target, step)
         if found is None:
-            raise FileNotFoundError(f"no complete checkpoint in {root}: train first")
+            raise MissingError(f"no complete checkpoint in {root}: train first")
     finally:
         checkpoints.close()
     read, made, about, step = found
@@ -231,7 +232,7 @@ def with_network(
         theirs = theirs["network"] if theirs["family"] == "diffusion" else {}
         heads = theirs.get("heads", config["network"]["heads"])
         if heads != config["network"]["heads"]:
-            raise ValueError(f"{source} has other heads: give --config.network.heads={heads}")
+            raise SettingError(f"{source} has other heads: give --config.network.heads={heads}")
         return config | {"network": theirs | config["network"]}
     recorded = folders.read(workdir, "config.json") if folders.is_run(workdir) else {}
     if recorded.get("init_from") == source:
@@ -276,7 +277,7 @@ def initial(
     same, theirs = not differing and there == here, family
     if not same and not training:
         told = " ".join(f"--config.{k}={value}" for k, value in differing.items())
-        raise ValueError(f"the weights in {source} use labels otherwise: give {told}")
+        raise SettingError(f"the weights in {source} use labels otherwise: give {told}")
     if not same:  # what differs from the model with the labels of the weights is due to labels
         label = {"label": Field("label", (), classes)} if classes else {}
         theirs = build.build(_with_settings(config, differing), spec._replace(conditions=label))

@@ -12,6 +12,7 @@ import numpy as np
 
 from aigc_jax import files, modalities, streams
 from aigc_jax.checks import one_of
+from aigc_jax.errors import SettingError
 from aigc_jax.evaluation.features import subsample
 from aigc_jax.evaluation.metrics import diversity
 from aigc_jax.evaluation.per_example import natural
@@ -43,14 +44,14 @@ def check_settings(
       names: of the metrics that the schedule gives; looked at where `checkpoint.best` names one.
     """
     if (log["sample_every"] or log["first_sample"]) and log["samples"] < 1:
-        raise ValueError(
+        raise SettingError(
             f"log.samples is at least 1, not {log['samples']}; log.sample_every=0 and "
             "log.first_sample=0 draw none"
         )
     best = keep["best"]
     one_of("checkpoint.best_mode", keep["best_mode"], BETTER)
     if best and not best.startswith((f"{test_split}/", "eval/")):
-        raise ValueError(
+        raise SettingError(
             f"checkpoint.best begins with {test_split}/ or, of samples, with eval/, and is not "
             f"{best!r}"
         )
@@ -62,7 +63,7 @@ def check_settings(
             return
         known.append(name)
     if best.startswith("eval/") and not any(name.startswith("eval/") for name in known):
-        raise ValueError(
+        raise SettingError(
             f"checkpoint.best is {best!r}, but no samples are judged on the schedule: set "
             "evaluation.scheduled_count, or another metric"
         )
@@ -167,7 +168,7 @@ class Observer:
         if name.startswith("eval/") and self._evaluator.draws and name not in metrics:
             return  # undefined at this step, as said
         if name not in metrics:
-            raise ValueError(f"checkpoint.best is {name!r}; there are {', '.join(metrics)}")
+            raise SettingError(f"checkpoint.best is {name!r}; there are {', '.join(metrics)}")
         if not math.isfinite(metrics[name]):
             return
         self._best.wait()

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from aigc_jax.errors import SettingError
 from aigc_jax.family import DataSpec
 from aigc_jax.formats import diffusers, schedulers, unet2d
 from aigc_jax.networks.unet import UNet
@@ -94,10 +95,10 @@ def to_diffusers(
       ValueError: data that are no square images, or a network that diffusers does not have.
     """
     if spec.kind != "image":
-        raise ValueError(f"diffusers' pipelines draw images, not {spec.kind}")
+        raise SettingError(f"diffusers' pipelines draw images, not {spec.kind}")
     height, width, channels = spec.shape
     if height != width:
-        raise ValueError(f"diffusers' pipelines draw square images, not {height}x{width}")
+        raise SettingError(f"diffusers' pipelines draw square images, not {height}x{width}")
     arguments = {key: value for key, value in network.items() if key not in ("name", "dtype")}
     arguments["out_channels"] = channels
     arguments["num_classes"] = spec.classes if diffusion["conditional"] else 0
@@ -140,7 +141,7 @@ def check_process(source: str | pathlib.Path, diffusion: Mapping[str, Any]) -> N
         if key in theirs and diffusion[key] != theirs[key]
     ]
     if differing:
-        raise ValueError(f"{source} holds weights of another diffusion: {'; '.join(differing)}")
+        raise SettingError(f"{source} holds weights of another diffusion: {'; '.join(differing)}")
 
 
 def check_fit(
@@ -155,7 +156,7 @@ def check_fit(
     """
     for player, tree in found.items():
         if player not in expected:
-            raise ValueError(f"{source} has a player {player!r}; here are {', '.join(expected)}")
+            raise SettingError(f"{source} has a player {player!r}; here are {', '.join(expected)}")
         theirs, ours = _shapes(tree), _shapes(expected[player])
         wrong = [
             f"{name} is {theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here"
@@ -164,7 +165,7 @@ def check_fit(
         ]
         if wrong:
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise ValueError(
+            raise SettingError(
                 f"the weights in {source} do not fit config.network: {'; '.join(wrong[:3])}{more}"
             )
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from aigc_jax.errors import SettingError
 from aigc_jax.training import sharding
 
 
@@ -39,7 +40,7 @@ def map_batches(
     """
     count = len(jax.tree.leaves(arrays)[0])
     if not count:
-        raise ValueError("there is nothing to compute: no examples were given")
+        raise SettingError("there is nothing to compute: no examples were given")
     parts = []
     for index, kept in padded(count, batch_size, mesh, whole):
         chosen = np.minimum(index, count - 1)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax import streams
+from aigc_jax.errors import SettingError
 from aigc_jax.family import Cond, Drawing, Variables
 from aigc_jax.sampling.batches import of_this_process, padded
 from aigc_jax.training import sharding
@@ -86,7 +87,7 @@ class Driver:
                 found += [preview] * int(np.sum(np.equal(kept, i)))
             return jnp.stack(found)
         if self._between is None:
-            raise ValueError("this family has no frames to show")
+            raise SettingError("this family has no frames to show")
         other_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
         ends = [self._start(variables, k, cond) for k in (keys, other_keys)]
         shares = jnp.linspace(0.0, 1.0, count)

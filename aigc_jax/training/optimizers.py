@@ -19,6 +19,7 @@ from aigc_jax.checks import (
     section,
     value,
 )
+from aigc_jax.errors import SettingError
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -49,7 +50,7 @@ def learning_rate(
     begin = max(warmup, decay_start)
     if schedule != "constant" and decay_steps <= begin:
         name = "warmup" if begin == warmup else "decay_start"
-        raise ValueError(
+        raise SettingError(
             f"optimizer.decay_steps ({decay_steps}) must exceed optimizer.{name} ({begin}) "
             f"for schedule {schedule!r}"
         )
@@ -91,9 +92,9 @@ def optimizer(
     """
     one_of("optimizer.name", name, OPTIMIZERS)
     if weight_decay and name != "adamw":
-        raise ValueError(f"optimizer.weight_decay needs optimizer.name='adamw', not {name!r}")
+        raise SettingError(f"optimizer.weight_decay needs optimizer.name='adamw', not {name!r}")
     if callable(b2) and name != "adam":
-        raise ValueError(f"optimizer.b2_end needs optimizer.name='adam', not {name!r}")
+        raise SettingError(f"optimizer.b2_end needs optimizer.name='adam', not {name!r}")
     adam = optax.inject_hyperparams(optax.adam) if callable(b2) else optax.adam
     rule = {
         "adam": lambda: adam(learning_rate, b1=b1, b2=b2, eps=eps),
@@ -136,7 +137,7 @@ def per_player(
     beside = kinds(learning_rate, OF_SCHEDULE) | ends
     own = updates.keys() & settings.keys()
     if own and own != updates.keys():
-        raise ValueError(f"optimizer names {sorted(own)} but not {sorted(updates.keys() - own)}")
+        raise SettingError(f"optimizer names {sorted(own)} but not {sorted(updates.keys() - own)}")
     if own:
         section("optimizer", settings, dict.fromkeys(updates, Mapping))
 
@@ -153,7 +154,9 @@ def per_player(
         rate = of_updates(setting.pop("learning_rate"), end=ends["learning_rate"])
         if ends["b2"]:
             if "b2" not in setting or schedule.get("schedule", "constant") == "constant":
-                raise ValueError(f"{name}.b2_end needs {name}.b2, and a schedule linear or cosine")
+                raise SettingError(
+                    f"{name}.b2_end needs {name}.b2, and a schedule linear or cosine"
+                )
             setting["b2"] = of_updates(setting["b2"], warmup=0, end=ends["b2"])
         return optimizer(learning_rate=rate, **setting)
 

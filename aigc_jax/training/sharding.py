@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from aigc_jax import streams
 from aigc_jax.checks import one_of
+from aigc_jax.errors import SettingError
 from aigc_jax.training.step import Recipe, TrainState, init_state, train_step
 
 MODES = ("replicated", "fsdp")
@@ -40,7 +41,7 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
     n = mesh.size
     if batch_size <= 0 or batch_size % n:
         lower = max(batch_size // n, 1) * n
-        raise ValueError(
+        raise SettingError(
             f"the global batch of {batch_size} does not divide over {n} devices; "
             f"set train.batch_size to a multiple of {n}, such as {lower} or {lower + n}"
         )
@@ -165,4 +166,4 @@ def check_on_first(check: Callable[[], None]) -> None:
     if found is not None:
         raise found
     if not fine:
-        raise ValueError("the first process says why nothing was done")
+        raise SettingError("the first process says why nothing was done")

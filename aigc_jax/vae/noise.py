@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.checks import NonNegative, OneOf, one_of
+from aigc_jax.errors import SettingError
 
 # How grey values in [-1, 1] become black and white: (key, x) -> x.
 BINARISE = {
@@ -51,9 +52,9 @@ class Noise:
     def __post_init__(self) -> None:
         one_of("vae.noise.kind", self.kind, KINDS)
         if self.kind != "none" and self.level <= 0:
-            raise ValueError(f"vae.noise.level must be above 0, not {self.level}")
+            raise SettingError(f"vae.noise.level must be above 0, not {self.level}")
         if self.kind == "salt_pepper" and self.level > 1:
-            raise ValueError(
+            raise SettingError(
                 f"vae.noise.level is a share of pixels, so at most 1, not {self.level}"
             )
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
 from aigc_jax.checks import Count, NonNegative, OneOf, one_of
+from aigc_jax.errors import SettingError
 from aigc_jax.vae.likelihood import per_example
 
 Cost = Callable[[jax.Array, jax.Array], jax.Array]  # (kl [B, ...], step) -> nats [B]
@@ -67,7 +68,7 @@ def importance_log_likelihood(
       k, chunk: `chunk` divides k.
     """
     if chunk < 1 or k < 1 or k % chunk:
-        raise ValueError(f"a chunk of {chunk} does not divide {k} importance samples")
+        raise SettingError(f"a chunk of {chunk} does not divide {k} importance samples")
     keys = jax.random.split(key, k)
     parts = [_log_sum(log_w(keys[i : i + chunk])) for i in range(0, k, chunk)]
     return _log_sum(jnp.stack(parts)) - math.log(k)
@@ -138,7 +139,7 @@ def weighted(
         "channel" (the last axis of kl, over all positions) or the whole "layer".
     """
     if free_bits and not beta:
-        raise ValueError(
+        raise SettingError(
             "vae.kl.free_bits does nothing where vae.kl.beta is 0: no nat costs anything"
         )
     one_of("vae.kl.free_bits_per", free_bits_per, GROUPS)

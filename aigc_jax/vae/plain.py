@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.checks import OneOf, kinds, section
+from aigc_jax.errors import SettingError
 from aigc_jax.family import (
     Batch,
     Codec,
@@ -74,7 +75,7 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     importance = section("vae.importance", settings["importance"], kinds(Importance))
     kl_cost = sections.kl_cost(kl)
     if importance["samples"] > 1 and any(kl[k] != v for k, v in sections.PLAIN_KL.items()):
-        raise ValueError(
+        raise SettingError(
             "vae.importance.samples above 1 weighs no KL: leave weight, beta and free_bits of "
             "vae.kl alone"
         )
@@ -124,12 +125,12 @@ class VAE(Autoencoder):
     def __post_init__(self) -> None:
         samples = self.importance.samples
         if samples > 1 and (self.perceptual or self.adversary):
-            raise ValueError(
+            raise SettingError(
                 "vae.importance.samples above 1 takes no terms beside the bound (vae.perceptual, "
                 "vae.adversary)"
             )
         if samples > 1 and self.likelihood.name == "gaussian_optimal":
-            raise ValueError(
+            raise SettingError(
                 "vae.importance.samples above 1 needs a likelihood: gaussian_optimal is none"
             )
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.checks import Count, NonNegative, OneOf
+from aigc_jax.errors import SettingError
 
 PRIORS = ("normal", "mixture")
 Mixture = Mapping[str, Any]  # {"log_weights": [M], "means": [M, d], "factors": [M, d, d]}
@@ -26,7 +27,7 @@ def fit_mixture(codes: Mapping[str, np.ndarray], components: int) -> dict[str, n
 
     mean = codes["mean"].reshape(len(codes["mean"]), -1).astype(np.float64)
     if components < 1 or components > len(mean):
-        raise ValueError(f"sampling.components must lie in 1..{len(mean)}, not {components}")
+        raise SettingError(f"sampling.components must lie in 1..{len(mean)}, not {components}")
     fitted = GaussianMixture(components, reg_covar=1e-6, random_state=0).fit(mean)
     mixture = {
         "log_weights": np.log(fitted.weights_),

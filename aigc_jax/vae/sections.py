@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from aigc_jax import modalities
 from aigc_jax.checks import OneOf, arguments, choice, kinds, section
+from aigc_jax.errors import SettingError
 from aigc_jax.family import DataSpec, Field
 from aigc_jax.networks.vae import autoencoder
 from aigc_jax.vae import adversary as adversaries
@@ -51,7 +52,7 @@ def likelihood(given: Mapping[str, Any], spec: DataSpec) -> likelihoods.Likeliho
     own = [LIKELIHOOD_SETTING[name]] if name in LIKELIHOOD_SETTING else []
     made = likelihoods.build(name, spec.shape[-1], **{key: settings[key] for key in own})
     if name in likelihoods.BOUNDED and not modalities.of(spec.kind).bounded:
-        raise ValueError(
+        raise SettingError(
             f"vae.likelihood.name={name} needs data in [0, 1], as images are; {spec.kind} lie "
             "anywhere: take gaussian"
         )
@@ -102,7 +103,7 @@ def conditions(conditional: bool, spec: DataSpec) -> dict[str, Field]:
     if not conditional:
         return {}
     if "label" not in spec.conditions:
-        raise ValueError("vae.conditional needs data with labels; this data set has none")
+        raise SettingError("vae.conditional needs data with labels; this data set has none")
     return {"label": spec.conditions["label"]}
 
 
@@ -123,7 +124,7 @@ def network(
     """
     name, settings = choice("network", given, table)
     if spec.kind != "image" and name not in OF_ANY_DATA:
-        raise ValueError(
+        raise SettingError(
             f"network.name={name} takes images, and the data are {spec.kind}: only "
             f"{' and '.join(OF_ANY_DATA)} takes any data"
         )
@@ -134,4 +135,4 @@ def network(
 
 def _needs_images(name: str, spec: DataSpec) -> None:
     if spec.kind != "image":
-        raise ValueError(f"{name} compares images, and the data are {spec.kind}: leave it out")
+        raise SettingError(f"{name} compares images, and the data are {spec.kind}: leave it out")

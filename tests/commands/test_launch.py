@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import types
 
 import pytest
 
@@ -137,9 +138,11 @@ def test_a_command_takes_flags_that_exist_and_reads_all_of_them(mode, monkeypatc
     class Flags:
         def __getattr__(self, name):
             read.add(name)
-            return {"origin": dict, "labels": None, "evaluations": None}.get(name, "given")
+            known = {"origin": dict, "config": {"train": {"steps": 2}}}
+            return {**known, "labels": None, "evaluations": None}.get(name, "given")
 
-    monkeypatch.setattr(module, "run", lambda *_, **__: None)
+    state = types.SimpleNamespace(step=2)  # of training
+    monkeypatch.setattr(module, "run", lambda *_, **__: state)
     module.main(Flags())
     assert read - {"config", "workdir", "origin"} == set(taken) - HOSTS
     assert set(taken) >= HOSTS or not HOSTS & set(taken)

@@ -4,6 +4,7 @@ import numpy as np
 
 from aigc_jax.diffusion.process import Process
 from aigc_jax.diffusion.solvers.base import Solver, from_to, linear
+from aigc_jax.errors import SettingError
 
 
 def solver(process: Process, index: np.ndarray, eta: float = 0.0) -> Solver:
@@ -13,7 +14,7 @@ def solver(process: Process, index: np.ndarray, eta: float = 0.0) -> Solver:
     ValueError for an eta outside 0..1.
     """
     if not 0 <= eta <= 1:
-        raise ValueError(f"sampling.eta must lie in 0..1, not {eta}")
+        raise SettingError(f"sampling.eta must lie in 0..1, not {eta}")
     alpha, sigma, alpha_s, sigma_s = from_to(process, index)
     # The posterior q(x_s | x_t, x_0) has this std at eta = 1, for any alpha and sigma.
     std = eta * sigma_s * np.sqrt(np.maximum(1 - (alpha * sigma_s / (alpha_s * sigma)) ** 2, 0))

@@ -7,6 +7,7 @@ what DDIM uses for CIFAR-10 (Song et al. 2021, arXiv:2010.02502, D.3).
 import numpy as np
 
 from aigc_jax.checks import one_of
+from aigc_jax.errors import SettingError
 
 
 def leading(steps: int, total: int) -> np.ndarray:
@@ -44,7 +45,7 @@ def timesteps(spacing: str, steps: int, total: int) -> np.ndarray:
       ValueError: an unknown spacing, or more steps than there are times.
     """
     if not 1 <= steps <= total:
-        raise ValueError(
+        raise SettingError(
             f"sampling.steps must lie in 1..{total} (diffusion.timesteps), not {steps}"
         )
     one_of("sampling.spacing", spacing, SPACINGS)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
+from aigc_jax.errors import SettingError
 from aigc_jax.evaluation.metrics.arrays import check_features
 
 
@@ -42,7 +43,7 @@ def inception_score(
       ValueError: another rank, NaN or inf, fewer samples than splits.
     """
     if splits < 1:
-        raise ValueError(f"splits must be at least 1, not {splits}")
+        raise SettingError(f"splits must be at least 1, not {splits}")
     logits = check_features(logits, "logits", at_least=splits).astype(np.float64)
     if seed is not None:
         logits = np.random.default_rng(seed).permutation(logits)
@@ -74,22 +75,22 @@ def mode_coverage(predicted: np.ndarray, real_frequencies: np.ndarray) -> ModeCo
     predicted = np.asarray(predicted)
     real = np.asarray(real_frequencies, np.float64)
     if real.ndim != 1 or not np.isfinite(real).all() or (real < 0).any() or not real.sum() > 0:
-        raise ValueError("real_frequencies must be [K], none negative, NaN or inf, and not all 0")
+        raise SettingError("real_frequencies must be [K], none negative, NaN or inf, and not all 0")
     if predicted.ndim != 1 or predicted.dtype.kind not in "iu":
-        raise ValueError(
+        raise SettingError(
             f"predicted must be integers [n], not {predicted.dtype} {list(predicted.shape)}"
         )
     if not predicted.size:
         return ModeCoverage(covered=0, kl=float("inf"))
     if predicted.min() < 0 or predicted.max() >= len(real):
-        raise ValueError(
+        raise SettingError(
             f"predicted must lie in 0..{len(real) - 1}, not in {predicted.min()}..{predicted.max()}"
         )
     share = np.bincount(predicted, minlength=len(real)) / len(predicted)
     real, hit = real / real.sum(), share > 0
     if (real[hit] == 0).any():
         unknown = np.flatnonzero(hit & (real == 0))[0]
-        raise ValueError(f"samples fall in mode {unknown}, which real_frequencies gives 0")
+        raise SettingError(f"samples fall in mode {unknown}, which real_frequencies gives 0")
     kl = (share[hit] * np.log(share[hit] / real[hit])).sum()
     return ModeCoverage(covered=int(hit.sum()), kl=max(float(kl), 0.0))
 
@@ -114,11 +115,11 @@ def mixture_modes(
     """
     points, centres = check_features(points, "points"), check_features(centres, "centres")
     if points.shape[1] != 2 or centres.shape[1] != 2:
-        raise ValueError(
+        raise SettingError(
             f"points and centres must be [n, 2], not {list(points.shape)}, {list(centres.shape)}"
         )
     if not std > 0:
-        raise ValueError(f"std must be above 0, not {std}")
+        raise SettingError(f"std must be above 0, not {std}")
     points, centres = points.astype(np.float64), centres.astype(np.float64)
     distance = np.linalg.norm(points[:, None] - centres[None], axis=-1)
     return distance.argmin(1), distance.min(1) <= 3 * std

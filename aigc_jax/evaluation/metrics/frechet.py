@@ -7,6 +7,7 @@ With the pool features of an Inception network it is the FID of Heusel et al. 20
 import numpy as np
 import scipy.linalg
 
+from aigc_jax.errors import SettingError
 from aigc_jax.evaluation.metrics.arrays import check_features
 
 
@@ -37,7 +38,7 @@ class Moments:
         if not self.count:
             self._mean, self._scatter = np.zeros(d), np.zeros((d, d))
         if d != len(self._mean):
-            raise ValueError(f"features so far have dimension {len(self._mean)}, these {d}")
+            raise SettingError(f"features so far have dimension {len(self._mean)}, these {d}")
         batch_mean = rows.mean(0)
         rows -= batch_mean
         delta, total = batch_mean - self._mean, self.count + b
@@ -52,14 +53,14 @@ class Moments:
     def mean(self) -> np.ndarray:
         """[d]. ValueError before the first sample."""
         if not self.count:
-            raise ValueError("a mean needs at least 1 sample: add features first")
+            raise SettingError("a mean needs at least 1 sample: add features first")
         return self._mean.copy()
 
     @property
     def covariance(self) -> np.ndarray:
         """[d, d], unbiased: divided by count - 1. ValueError below 2 samples."""
         if self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 samples, not {self.count}")
+            raise SettingError(f"a covariance needs at least 2 samples, not {self.count}")
         return self._scatter / (self.count - 1)
 
 
@@ -84,7 +85,7 @@ def frechet_distance(
     mean1, cov1 = check_statistics(mean1, cov1, "the first")
     mean2, cov2 = check_statistics(mean2, cov2, "the second")
     if mean1.shape != mean2.shape:
-        raise ValueError(
+        raise SettingError(
             f"statistics must have one dimension, not {len(mean1)} and {len(mean2)}: "
             "take both from the same features"
         )
@@ -101,7 +102,7 @@ def _factor(cov: np.ndarray, which: str) -> np.ndarray:
     factor[pivots - 1] = np.tril(packed)[:, :rank]
     # Wide enough for statistics that were stored in float32.
     if abs(factor @ factor.T - cov).max() > 1e-3 * abs(cov).max():
-        raise ValueError(f"{which} covariance has negative eigenvalues: compute it again")
+        raise SettingError(f"{which} covariance has negative eigenvalues: compute it again")
     return factor
 
 
@@ -111,12 +112,12 @@ def check_statistics(
     """Mean and covariance in float64, the latter symmetric to the last bit; else ValueError."""
     mean, cov = np.asarray(mean, np.float64), np.asarray(cov, np.float64)
     if mean.ndim != 1 or not mean.size or cov.shape != 2 * mean.shape:
-        raise ValueError(
+        raise SettingError(
             f"{which} statistics must be a mean [d] and a covariance [d, d], "
             f"not {list(mean.shape)} and {list(cov.shape)}"
         )
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
-        raise ValueError(f"{which} statistics hold NaN or inf: compute them again")
+        raise SettingError(f"{which} statistics hold NaN or inf: compute them again")
     if abs(cov - cov.T).max() > 1e-3 * abs(cov).max():
-        raise ValueError(f"{which} covariance is not symmetric: compute it again")
+        raise SettingError(f"{which} covariance is not symmetric: compute it again")
     return mean, (cov + cov.T) / 2

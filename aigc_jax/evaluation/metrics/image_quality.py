@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aigc_jax.errors import SettingError
+
 WINDOW_SIZE = 11
 WINDOW = np.exp(-0.5 * ((np.arange(WINDOW_SIZE) - WINDOW_SIZE // 2) / 1.5) ** 2)
 WINDOW /= WINDOW.sum()
@@ -62,7 +64,7 @@ def ms_ssim(
       scales: 1 to 5; the first so many of the paper's weights, scaled to the same sum.
     """
     if not 1 <= scales <= len(MS_WEIGHTS):
-        raise ValueError(f"scales must be 1 to {len(MS_WEIGHTS)}, not {scales}")
+        raise SettingError(f"scales must be 1 to {len(MS_WEIGHTS)}, not {scales}")
     x, y = _checked(x, y, WINDOW_SIZE * 2 ** (scales - 1))
     terms = []
     for scale in range(scales):
@@ -120,11 +122,11 @@ def _checked(x: jax.Array, y: jax.Array, smallest: int = 1) -> tuple[jax.Array, 
     """Both as float32 [B, H, W, C]."""
     x, y = jnp.asarray(x), jnp.asarray(y)
     if x.ndim != 4 or x.shape != y.shape:
-        raise ValueError(f"images must be two [B, H, W, C], not {list(x.shape)}, {list(y.shape)}")
+        raise SettingError(f"images must be two [B, H, W, C], not {list(x.shape)}, {list(y.shape)}")
     if min(x.shape[1:]) < 1 or min(x.shape[1:3]) < smallest:
-        raise ValueError(
+        raise SettingError(
             f"images must be at least {smallest} x {smallest}, not {x.shape[1]} x {x.shape[2]}"
         )
     if not (jnp.issubdtype(x.dtype, jnp.floating) and jnp.issubdtype(y.dtype, jnp.floating)):
-        raise ValueError(f"images must be floats, not {x.dtype} and {y.dtype}: scale them first")
+        raise SettingError(f"images must be floats, not {x.dtype} and {y.dtype}: scale them first")
     return x.astype(jnp.float32), y.astype(jnp.float32)

@@ -6,6 +6,7 @@ k(x, y) = (x.y / d + 1)^3. Float64 on the host.
 
 import numpy as np
 
+from aigc_jax.errors import SettingError
 from aigc_jax.evaluation.metrics.arrays import check_pair
 
 BLOCK_BYTES = 64 * 2**20  # of one block of kernel values
@@ -37,7 +38,7 @@ def kernel_distance(
     """
     features1, features2 = check_pair(features1, features2, ("features1", "features2"), 2)
     if min(subsets, size) < 2:
-        raise ValueError(f"subsets and size must be at least 2, not {subsets} and {size}")
+        raise SettingError(f"subsets and size must be at least 2, not {subsets} and {size}")
     n1, n2 = len(features1), len(features2)
     size = min(size, n1, n2)
     if size == n1 == n2:

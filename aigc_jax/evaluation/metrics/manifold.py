@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from aigc_jax.errors import SettingError
 from aigc_jax.evaluation.metrics.arrays import check_pair
 
 BLOCK_BYTES = 64 * 2**20  # of one block of distances
@@ -117,10 +118,12 @@ def _pair(
     """Both sets centred, each larger than the neighbours that it is asked for."""
     real, fake = check_pair(real, fake, ("real", "fake"))
     if real_neighbours < 1:
-        raise ValueError(f"neighbours must be at least 1, not {real_neighbours}")
+        raise SettingError(f"neighbours must be at least 1, not {real_neighbours}")
     for name, points, k in (("real", real, real_neighbours), ("fake", fake, fake_neighbours)):
         if len(points) <= k:
-            raise ValueError(f"{k} neighbours need more than {k} samples; {name} has {len(points)}")
+            raise SettingError(
+                f"{k} neighbours need more than {k} samples; {name} has {len(points)}"
+            )
     return _centred(fake, real)[::-1]
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.checks import Count, DType, OneOf, one_of
+from aigc_jax.errors import SettingError
 from aigc_jax.networks.gan.layers import SMALL, conv, leaky_relu
 from aigc_jax.networks.layers import check_shape
 from aigc_jax.networks.strided import Doubling
@@ -50,10 +51,10 @@ class Generator(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         _, height, width, channels = x.shape
         if channels != self.image_shape[-1]:
-            raise ValueError(f"images have {channels} channels, not {self.image_shape[-1]}")
+            raise SettingError(f"images have {channels} channels, not {self.image_shape[-1]}")
         stride = self.stride
         if height % stride or width % stride or min(height, width) < 2 * stride:
-            raise ValueError(
+            raise SettingError(
                 f"images are {height}x{width}: each side has to be 8, 12, 16 or another multiple "
                 "of 4, since it is halved twice and doubled twice"
             )
@@ -105,7 +106,7 @@ class Discriminator(nn.Module):
         one_of("network.discriminator.norm", self.norm, NORMS)
         check_shape(x, self.image_shape)
         if min(self.image_shape[:2]) < 3 * 2**self.layers:
-            raise ValueError(
+            raise SettingError(
                 f"images are {self.image_shape[0]}x{self.image_shape[1]}, but with "
                 f"network.discriminator.layers={self.layers} a side has at least "
                 f"{3 * 2**self.layers} pixels"

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.checks import Count, DType, OneOf, one_of
+from aigc_jax.errors import SettingError
 from aigc_jax.networks.gan.layers import (
     CONDITIONINGS,
     SMALL,
@@ -49,7 +50,7 @@ def canvas(shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
     while -(-min(sides) // 2 ** (number + 1)) >= 4:
         number += 1
     if not number:
-        raise ValueError(
+        raise SettingError(
             f"images are {sides[0]}x{sides[1]}, but this network's sides are at least 7 pixels"
         )
     return number, tuple(-(-side // 2**number) for side in sides)

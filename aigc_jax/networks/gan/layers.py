@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.checks import one_of
+from aigc_jax.errors import SettingError
 from aigc_jax.networks.layers import INIT, check_label
 from aigc_jax.networks.strided import LAYOUT, halve
 
@@ -196,9 +197,9 @@ class MinibatchStd(nn.Module):
         b, height, width, c = x.shape
         group = min(self.group_size, b)
         if b % group:
-            raise ValueError(f"groups of {group} do not divide a batch of {b}")
+            raise SettingError(f"groups of {group} do not divide a batch of {b}")
         if c % self.features:
-            raise ValueError(f"{self.features} features do not divide {c} channels")
+            raise SettingError(f"{self.features} features do not divide {c} channels")
         h = x.astype(jnp.float32).reshape(group, b // group, height, width, self.features, -1)
         std = jnp.sqrt(jnp.square(h - h.mean(axis=0, keepdims=True)).mean(axis=0) + 1e-8)
         std = std.mean(axis=(1, 2, 4))[None, :, None, None, :]
@@ -224,7 +225,7 @@ class SelfAttention(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         b, height, width, c = x.shape
         if c % 8 or height % 2 or width % 2:
-            raise ValueError(
+            raise SettingError(
                 f"attention halves the sides and takes 1/8 of the channels of {x.shape}"
             )
         layer = partial(dense, init=INIT, use_bias=False, spectral=self.spectral, train=train)
@@ -296,7 +297,7 @@ def check_conditioning(conditioning: str, num_classes: int) -> None:
     """ValueError for a discriminator's conditioning that does not exist, or that lacks labels."""
     one_of("network.discriminator.conditioning", conditioning, CONDITIONINGS)
     if conditioning != "none" and not num_classes:
-        raise ValueError(
+        raise SettingError(
             f"network.discriminator.conditioning={conditioning!r} needs data with labels; this "
             "data set has none"
         )

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.checks import Count, Counts, DType, OneOf, one_of
+from aigc_jax.errors import SettingError
 from aigc_jax.networks.gan.layers import (
     ZEROS,
     check_conditioning,
@@ -171,7 +172,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.expanded % self.groups:
-            raise ValueError(
+            raise SettingError(
                 f"{self.groups} groups do not divide {self.expanded} channels: an entry of network."
                 "*.cardinality divides expansion times its entry of widths"
             )
@@ -272,7 +273,7 @@ def _smallest_map(
 ) -> tuple[int, int]:
     """(height, width) of the map that len(widths) - 1 doublings make the image of."""
     if not len(widths) == len(blocks) == len(cardinality):
-        raise ValueError(
+        raise SettingError(
             f"widths={tuple(widths)}, blocks={tuple(blocks)} and cardinality={tuple(cardinality)} "
             "are not of one length: each has one number for each resolution"
         )

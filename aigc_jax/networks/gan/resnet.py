@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.checks import Count, DType, OneOf, one_of
+from aigc_jax.errors import SettingError
 from aigc_jax.networks.gan.layers import (
     CONDITIONINGS,
     GLOROT_RELU,
@@ -41,7 +42,7 @@ def doublings(shape: Sequence[int]) -> int:
     height, width = shape[:2]
     number = min(height, width).bit_length() - 3
     if number < 1 or height % 2**number or width % 2**number:
-        raise ValueError(
+        raise SettingError(
             f"images are {height}x{width}, but this network doubles a map whose smaller side is 4, "
             "5, 6 or 7 at least once: both sides have to be that power of two times a whole "
             "number, as 8, 28, 32, 48 and 64 are"

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aigc_jax.errors import SettingError
 from aigc_jax.networks import torch_names
 from aigc_jax.networks.judges.classifiers import MEAN, STD
 
@@ -29,7 +30,9 @@ class VGG16(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> list[jax.Array]:
         if min(x.shape[1:3]) < SIZE_MIN:
-            raise ValueError(f"VGG-16 takes images from {SIZE_MIN}x{SIZE_MIN}, not {x.shape[1:3]}")
+            raise SettingError(
+                f"VGG-16 takes images from {SIZE_MIN}x{SIZE_MIN}, not {x.shape[1:3]}"
+            )
         mean, std = (jnp.asarray(a, jnp.float32).reshape(1, 1, 1, 3) for a in (MEAN, STD))
         x, maps, number = (x.astype(jnp.float32) / 255 - mean) / std, [], 0
         for widths in WIDTHS:

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.checks import Count, Counts, DType, OneOf, one_of
+from aigc_jax.errors import SettingError
 from aigc_jax.networks.layers import (
     INIT,
     Downsample,
@@ -180,7 +181,9 @@ class Residual(_Autoencoder):
     def setup(self) -> None:
         groups = min(self.groups, self.width)
         if self.width % groups:
-            raise ValueError(f"network.groups={groups} does not divide network.width={self.width}")
+            raise SettingError(
+                f"network.groups={groups} does not divide network.width={self.width}"
+            )
         parts = {
             "widths": tuple(self.width * m for m in self.multipliers),
             "attention": self.attention,

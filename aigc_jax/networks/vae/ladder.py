@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.checks import Count, DType, Range, Whole
+from aigc_jax.errors import SettingError
 from aigc_jax.gaussian import normal_kl
 from aigc_jax.networks.layers import ZERO, check_shape, conv, dense, nearest
 
@@ -40,14 +41,14 @@ def parse(string: str, setting: str = "network.decoder") -> list[Block]:
         where = f"{word!r} in {setting}={string!r}"
         match = WORD.fullmatch(word.strip())
         if not match:
-            raise ValueError(f"{where} is not like 16x6, 16d2 or 16m8")
+            raise SettingError(f"{where} is not like 16x6, 16d2 or 16m8")
         n, kind, k = int(match[1]), match[2], int(match[3])
         if n == 0 or k == 0:
-            raise ValueError(f"{where} has a zero")
+            raise SettingError(f"{where} has a zero")
         if kind in "dm" and n % k:
-            raise ValueError(f"{where}: {k} does not divide {n}")
+            raise SettingError(f"{where}: {k} does not divide {n}")
         if kind == "m" and n == k:
-            raise ValueError(f"{where} does not change the resolution")
+            raise SettingError(f"{where} does not change the resolution")
         blocks += {"x": [Block(n)] * k, "d": [Block(n, pool=k)], "m": [Block(n, unpool=k)]}[kind]
     return blocks
 
@@ -61,9 +62,9 @@ def ladder_blocks(image_size: int, encoder: str, decoder: str) -> tuple[list[Blo
     resolution = image_size
     for block in down:
         if block.unpool:
-            raise ValueError(f"the encoder {encoder!r} goes up to {block.resolution}")
+            raise SettingError(f"the encoder {encoder!r} goes up to {block.resolution}")
         if block.resolution != resolution:
-            raise ValueError(
+            raise SettingError(
                 f"the encoder {encoder!r} has a block at resolution {block.resolution} where its "
                 f"map is {resolution}, for images of {image_size}"
             )
@@ -71,24 +72,24 @@ def ladder_blocks(image_size: int, encoder: str, decoder: str) -> tuple[list[Blo
     known = {block.resolution for block in down} | {resolution}
 
     if up[0].unpool:
-        raise ValueError(f"the decoder {decoder!r} has no map of {up[0].unpool} to start from")
+        raise SettingError(f"the decoder {decoder!r} has no map of {up[0].unpool} to start from")
     resolution = up[0].resolution
     for block in up:
         if block.pool > 1:
-            raise ValueError(f"the decoder {decoder!r} pools at {block.resolution}")
+            raise SettingError(f"the decoder {decoder!r} pools at {block.resolution}")
         if (block.unpool or block.resolution) != resolution:
-            raise ValueError(
+            raise SettingError(
                 f"the decoder {decoder!r} expects a map of {block.unpool or block.resolution} "
                 f"where it is {resolution}"
             )
         resolution = block.resolution
         if resolution not in known:
-            raise ValueError(
+            raise SettingError(
                 f"the decoder {decoder!r} has blocks at resolution {resolution}, the encoder "
                 f"{encoder!r} has none"
             )
     if resolution != image_size:
-        raise ValueError(f"the decoder {decoder!r} ends at {resolution}, images are {image_size}")
+        raise SettingError(f"the decoder {decoder!r} ends at {resolution}, images are {image_size}")
     return down, up
 
 
@@ -121,11 +122,13 @@ class Ladder(nn.Module):
     def setup(self) -> None:
         height, width, _ = self.shape
         if height != width:
-            raise ValueError(f"a ladder needs square images, not {'x'.join(map(str, self.shape))}")
+            raise SettingError(
+                f"a ladder needs square images, not {'x'.join(map(str, self.shape))}"
+            )
         self._down, self._up = ladder_blocks(height, self.encoder, self.decoder)
         middle = int(self.width * self.bottleneck)
         if middle < 1:
-            raise ValueError(
+            raise SettingError(
                 f"network.bottleneck={self.bottleneck} of network.width={self.width} is no channel"
             )
         self.stem = nn.Conv(self.width, (3, 3), dtype=self.dtype, kernel_init=_init())
@@ -167,7 +170,7 @@ class Ladder(nn.Module):
         ValueError for more groups than blocks.
         """
         if not 0 <= groups <= len(self._up):
-            raise ValueError(f"{groups} groups of a ladder that has {len(self._up)}")
+            raise SettingError(f"{groups} groups of a ladder that has {len(self._up)}")
         outputs, _ = self._top_down(keys, self._bottom_up(x), groups, temperature)
         return outputs
 
