@@ -78,7 +78,7 @@ MISTAKES = [
         ["--mode=sample", "--workdir=RUN", "--guidance=nan"],
         "config.sampling.guidance is a number at least 0, not nan",
     ),
-    ([DIGITS, "--processes=2"], "--processes and --process need --coordinator=host:port"),
+    ([DIGITS, "--processes=2"], "several processes need all of --coordinator=host:port"),
 ]
 
 
