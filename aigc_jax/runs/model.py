@@ -184,7 +184,7 @@ def restore(
     }
     parts = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
     target = sharding.laid_out(parts, sharding.make_mesh(), mode)
-    checkpoints = Checkpoints(root)
+    checkpoints = Checkpoints(root, run=folders.identity(workdir).get("run", ""))
     try:
         found = checkpoints.restore_parts(target, step)
         if found is None:

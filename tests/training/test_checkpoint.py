@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import toys
 
+from aigc_jax.runs import model as models
 from aigc_jax.training import sharding
 from aigc_jax.training.checkpoint import (
     DAMAGED,
@@ -302,6 +303,8 @@ def test_a_checkpoint_of_another_run_or_step_is_refused_not_taken_for_damaged(ru
     shutil.rmtree(ours / "00000006")
     with pytest.raises(ForeignError, match=r"00000002 belongs to another run: move it out"):
         toys.train(run)
+    with pytest.raises(ForeignError, match="belongs to another run"):
+        models.restore(run, toys.FAMILIES["one"]())
     assert complete_steps(ours) == [2]
 
 
