@@ -171,12 +171,14 @@ def continued(
     if not any(complete_steps(workdir / name) for name in ("checkpoints", "best")):
         return uuid.uuid4().hex, []
     changes = folders.changes(workdir, config)
-    if from_step is not None or not changes:
-        folders.check_same_spec(workdir, data.spec)
-    if data.identity and found.get("data"):
-        changes += differences(found["data"], data.identity)
     if changes and from_step is None:
-        raise folders.mismatch(workdir, changes)
+        raise folders.mismatch(workdir, "another config", changes)
+    folders.check_same_spec(workdir, data.spec)
+    if data.identity and found.get("data"):
+        other = differences(found["data"], data.identity)
+        if other and from_step is None:
+            raise folders.mismatch(workdir, "other data", other)
+        changes += other
     return found.get("run") or uuid.uuid4().hex, changes
 
 

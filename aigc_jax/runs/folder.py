@@ -204,13 +204,13 @@ def check_same(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     """Raises RunMismatch, listing keys, where `config` would change the run in `workdir`."""
     changed = changes(workdir, config)
     if changed:
-        raise mismatch(workdir, changed)
+        raise mismatch(workdir, "another config", changed)
 
 
-def mismatch(workdir: pathlib.Path, changed: Sequence[str]) -> RunMismatch:
-    """The error of a command that would change the run in `workdir`."""
+def mismatch(workdir: pathlib.Path, what: str, changed: Sequence[str]) -> RunMismatch:
+    """The error of a command that would change the run in `workdir`, which is one with `what`."""
     return RunMismatch(
-        f"{workdir} holds a run with another config or other data:\n  "
+        f"{workdir} holds a run with {what}:\n  "
         + "\n  ".join(changed)
         + "\nGive the same to resume it, another --workdir to start anew, or --from-step=N to go "
         "on from the checkpoint of step N with these"

@@ -37,6 +37,8 @@ PLAIN = {"adversarial": 2.0, "cycle_a": 10.0, "cycle_b": 5.0, "identity": 0.5, "
 class Scale:
     """A generator that multiplies by a number, 1 at first: the identity."""
 
+    stride = 1
+
     def init(self, key, x):
         return {"params": {"by": jnp.ones(())}}
 
