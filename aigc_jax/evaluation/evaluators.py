@@ -5,6 +5,7 @@ the two they are; what real data get is what a perfect model would. Evaluators o
 need no samples.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,10 +34,12 @@ class Sizes(NamedTuple):
     Attributes:
       judged: samples, or the held-out examples that take their place for the column of real data.
       reference: of the split that they are compared with.
+      compared: of each kind where all pairs are compared.
     """
 
     judged: int = 2
     reference: int = 0
+    compared: int = 0
 
 
 def fid(comparison: ImageComparison, images: Images) -> list[Row]:
@@ -178,7 +181,7 @@ OF_SAMPLES: dict[str, Callable] = {**DISTRIBUTION, **POINTS}
 NEEDS = {
     "fid": Sizes(2, 2),  # a covariance of each
     "kid": Sizes(2, 2),  # pairs within each
-    "precision_recall": Sizes(6, 6),  # five neighbours of each
+    "precision_recall": Sizes(6, 6, 6),  # five neighbours of each
     "inception_score": Sizes(10),  # ten parts
     "modes": Sizes(2, 1),
     "diversity": Sizes(2),
@@ -188,19 +191,22 @@ NEEDS = {
 NAMES = (*EXAMPLES, *OF_SAMPLES)
 
 
-def lacking(name: str, judged: int, reference: float) -> str:
+def lacking(name: str, judged: int, reference: float, compared: float = math.inf) -> str:
     """What an evaluator of samples lacks, in words; "" where it has enough.
 
     Args:
       name: one of OF_SAMPLES.
       judged: how many samples there are, or held-out examples in their place.
       reference: examples that these are compared with; inf where statistics stand for them.
+      compared: most examples of a kind where all pairs are compared.
     """
     needs = NEEDS[name]
     if judged < needs.judged:
         return f"needs at least {needs.judged} samples, not {judged}"
     if reference < needs.reference:
         return f"needs at least {needs.reference} real images to compare with, not {reference}"
+    if compared < needs.compared:
+        return f"needs an evaluation.manifold_count of at least {needs.compared}, not {compared}"
     return ""
 
 

@@ -32,7 +32,14 @@ from aigc_jax.evaluation.features import Features
 from aigc_jax.evaluation.per_example import ModelUnderTest
 from aigc_jax.family import Family, Variables
 from aigc_jax.runs import examples, pictures
-from aigc_jax.runs.evaluations import Evaluation, Rebuild, check, compared_with, open_network
+from aigc_jax.runs.evaluations import (
+    Evaluation,
+    Rebuild,
+    check,
+    compared_with,
+    open_network,
+    shared_examples,
+)
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractor, FeatureExtractors, real_split
 from aigc_jax.sampling.driver import Driver, draw
@@ -155,7 +162,8 @@ class Evaluator:
     def run(self, variables: Variables, *, seed: int, weights: str, real: bool = True) -> Result:
         """Rows of every evaluation, those of examples first, and the pictures that go with them.
 
-        Last come those of `left_out`.
+        Last come those of `left_out`. An evaluation of samples that no metric is defined for, such
+        as some that are not finite, is a row without a value whose note says so.
 
         Args:
           variables: of the model. What samples need of `prepared` is computed where it is {}.
@@ -164,11 +172,14 @@ class Evaluator:
           real: also takes each metric of samples of held-out real data.
 
         Raises:
-          ValueError: samples that are not finite, or that no metric is defined for.
+          ValueError: not one evaluation has a value.
         """
         rows = self.of_examples(variables, weights=weights)
         session = _Session(self, variables, seed)
         rows += session.rows(weights, real)
+        if rows and not any(row.n for row in rows):
+            told = dict.fromkeys(row.note for row in rows)
+            raise SettingError(f"nothing can be evaluated: {'; '.join(told)}")
         return Result(rows + self.left_out, session.pictures())
 
     def of_examples(self, variables: Variables, *, weights: str) -> list[results.Row]:
@@ -194,6 +205,7 @@ class _Session:
         self._of, self._variables, self._seed = evaluator, variables, seed
         self._planned = [e for e in evaluator.planned if e.draws]
         self._made: dict[tuple, Any] = {}
+        self._undefined: set[str] = set()  # names of evaluations of what no metric is defined for
 
     def rows(self, weights: str, real: bool) -> list[results.Row]:
         """Rows of every evaluation of samples."""
@@ -201,15 +213,22 @@ class _Session:
         for e in self._planned:
             sampling = {**self._of.sampling, **e.sampling}
             stated = protocol(sampling, weights=weights, seed=self._seed)
-            found = evaluators.of_samples(e.metric, self._comparison(e), real=real, **stated)
-            rows += [row._replace(evaluation=e.label) for row in found]
+            try:
+                found = evaluators.of_samples(e.metric, self._comparison(e), real=real, **stated)
+            except SettingError as error:
+                found = [results.Row(e.metric, math.nan, 0, note=str(error), **stated)]
+                self._undefined.add(e.name)
+            shared = shared_examples(e, self._of.data)
+            for row in found:
+                words = filter(None, [row.note, row.reference and shared])
+                rows.append(row._replace(evaluation=e.label, note="; ".join(words)))
         return rows
 
     def pictures(self) -> list[pictures.Picture]:
         """The samples nearest to training data, where memorisation is asked for; figures."""
         found, kind = [], self._of.data.spec.kind
         for e in self._planned:
-            if e.metric == "memorisation":
+            if e.metric == "memorisation" and e.name not in self._undefined:
                 picture = pictures.nearest(self._comparison(e), self._samples(e), kind)
                 if e.label:
                     picture = picture._replace(
@@ -223,9 +242,14 @@ class _Session:
         return found
 
     def _once(self, key: tuple, make: Callable[[], T]) -> T:
-        """What `make` gives, computed when it is first asked for by this key."""
+        """What `make` gives, or raises, computed when it is first asked for by this key."""
         if key not in self._made:
-            self._made[key] = make()
+            try:
+                self._made[key] = make()
+            except SettingError as error:
+                self._made[key] = error
+        if isinstance(self._made[key], SettingError):
+            raise self._made[key]
         return self._made[key]
 
     def _most(self, same: Callable[[Evaluation], Any], e: Evaluation) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from aigc_jax import modalities
 from aigc_jax.checks import Count, OneOf, Whole, arguments, kinds, one_of, shown, value
 from aigc_jax.data import mixtures
+from aigc_jax.data.splits import overlap
 from aigc_jax.errors import SettingError
 from aigc_jax.evaluation import evaluators, features
 from aigc_jax.evaluation.results import Row
@@ -72,6 +73,11 @@ class Evaluation(NamedTuple):
     def draws(self) -> bool:
         """Whether it takes samples."""
         return self.metric in evaluators.OF_SAMPLES
+
+    @property
+    def to_statistics(self) -> bool:
+        """Whether samples are compared with statistics in a file, and not with a split."""
+        return self.metric == "fid" and bool(self.settings["statistics"])
 
     @property
     def label(self) -> str:
@@ -233,14 +239,24 @@ def compared_with(e: Evaluation, data: RealData) -> tuple[str, str]:
     return reference, data.train_split if reference == data.test_split else data.test_split
 
 
+def shared_examples(e: Evaluation, data: RealData) -> str:
+    """In words that the reference holds examples that should be held out from it; else ""."""
+    both = reference, held_out = compared_with(e, data)
+    count = overlap(*(data.dataset.parts.get(split, ()) for split in both))
+    if not count or reference == held_out or e.to_statistics:
+        return ""
+    return f"the reference holds {count:,} examples of {held_out}: set evaluation.reference_split"
+
+
 def _lacking(planned: Sequence[Evaluation], data: RealData) -> dict[str, str]:
     """{name of an evaluation with too few examples: what it lacks}; ValueError where all have."""
     found = {}
     for e in planned:
         if e.draws:
-            given = e.settings["statistics"] and e.metric == "fid"
             reference = len(data.dataset.sources[compared_with(e, data)[0]])
-            if words := evaluators.lacking(e.metric, e.count, math.inf if given else reference):
+            reference = math.inf if e.to_statistics else reference
+            compared = e.settings["manifold_count"]
+            if words := evaluators.lacking(e.metric, e.count, reference, compared):
                 found[e.name] = words
     if found and len(found) == len(planned):
         told = "; ".join(f"{name} {words}" for name, words in found.items())

@@ -151,10 +151,15 @@ class Observer:
     def _of_samples(self, state: TrainState, step: int, weights: str) -> list[Row]:
         variables = _variables(state, self.prepare(state, step))
         seed = self._evaluator.seed
-        try:
-            rows = self._evaluator.of_samples(variables, seed=seed, weights=weights, real=False)
-        except ValueError as error:  # a young model may draw what no metric is defined for
-            self._writer.say(f"step {step}: no metrics of samples: {error}")
+        found = self._evaluator.of_samples(variables, seed=seed, weights=weights, real=False)
+        rows = [row for row in found if row.n]
+        undefined: dict[str, list[str]] = {}  # a young model may draw what no metric is defined for
+        for row in found:
+            if not row.n:
+                undefined.setdefault(row.note, []).append(row.key)
+        for note, names in undefined.items():
+            self._writer.say(f"step {step}: no {', '.join(names)}: {note}")
+        if not rows:
             return []
         result = evaluate.Result(rows, [])
         evaluate.write(self._workdir, f"scheduled-{step:08d}", result, step=step, scheduled=True)

@@ -109,7 +109,8 @@ def base() -> ConfigDict:
             "network": "inception",  # of the features: or resnet56, lenet, stacked_lenet, digits
             "weights": placeholder(str),  # its file; None: looked for in $AIGC_WEIGHTS
             "count": 50_000,  # samples
-            "reference_split": "train",
+            # What samples are compared with: all of the images that the model is trained on.
+            "reference_split": config.data.get_oneway_ref("train_split"),
             "statistics": "",  # .npz of mu and sigma, to take the Fréchet distance to them instead
             "manifold_count": 10_000,  # most images where all pairs are compared
             "likelihood_count": 0,  # examples whose likelihood is bounded; 0: all

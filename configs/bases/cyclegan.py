@@ -56,5 +56,4 @@ def cyclegan() -> ConfigDict:
     config.log.update({"eval_every": 5000, "sample_every": 5000})
     config.checkpoint.every = 5000
     config.evaluations = ConfigDict({"examples": {}, "reconstruction": {}})
-    config.evaluation.reference_split = config.data.train_split
     return config

@@ -222,6 +222,16 @@ def test_the_best_checkpoint_is_that_of_the_test_split_whichever_that_is():
     assert config.data.test_split == "train[90%:]"
 
 
+@pytest.mark.parametrize("module", [ddpm_digits, cyclegan_maps], ids=lambda m: m.__name__)
+def test_samples_are_compared_with_what_is_trained_on_whichever_that_is(module):
+    config = module.get_config()
+    assert config.evaluation.reference_split == config.data.train_split
+    config.data.train_split = "train[:1000]"
+    assert config.evaluation.reference_split == "train[:1000]"
+    config.evaluation.reference_split = "train"
+    assert config.data.train_split == "train[:1000]"
+
+
 def test_an_unknown_variant_names_the_near_ones():
     with pytest.raises(LookupError, match=r"unknown variant 'cosin': did you mean cosine\?"):
         ddpm_digits.get_config("smoke+cosin")

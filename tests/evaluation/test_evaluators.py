@@ -148,7 +148,7 @@ def test_few_samples_are_said_to_bias_and_too_few_refused():
 
 @pytest.mark.parametrize("name", evaluators.DISTRIBUTION)
 def test_what_an_evaluator_says_that_it_needs_is_enough_for_it(name):
-    judged, reference = evaluators.NEEDS[name]
+    judged, reference, _ = evaluators.NEEDS[name]
     enough = {"reference": split("toy train", cloud(3, max(reference, 1)))}
     assert evaluators.lacking(name, judged, reference) == ""
     rows = values(cloud(2, judged), (name,), **enough)

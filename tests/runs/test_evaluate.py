@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from functools import partial
 
 import jax
@@ -206,6 +207,24 @@ def test_the_other_split_is_held_out_where_the_test_split_is_the_reference(extra
     assert swapped.real != usual.real
 
 
+def test_a_reference_that_holds_held_out_examples_is_said_to_in_its_rows(extractors):
+    splits = ("train[:50]", "train[50:80]", "train")
+    data = DATA._replace(dataset=datasets.load("digits", splits=splits))
+    data = data._replace(train_split=splits[0], test_split=splits[1])
+    given = {"kid": {}, "modes": {}, "whole": {"metric": "kid", "reference_split": "train"}}
+    made = evaluator(
+        extractors, Sampler().family(), given, data=data, reference_split=splits[0], count=20
+    )
+    rows = by_metric(made.run(NOTHING, seed=3, weights="EMA").rows)
+    notes = {
+        key: row.note for key, row in rows.items() if "held" in row.note or "holds" in row.note
+    }
+    assert notes == {
+        "whole/kd_digits": "the reference holds 30 examples of train[50:80]: set "
+        "evaluation.reference_split"
+    }
+
+
 def test_evaluations_share_samples_and_networks(extractors, monkeypatch):
     sampler, extracted = Sampler(), []
     given = {
@@ -285,9 +304,25 @@ def test_labels_are_asked_for_in_turn(extractors):
         (0.3, 0.0, r"all 40 samples have the same features.*--mode=sample"),
     ],
 )
-def test_samples_that_are_no_images_are_told(extractors, level, spread, match):
-    made = Sampler(level, spread).evaluator(extractors, {"fid": {}, "examples": {}})
-    with pytest.raises(ValueError, match=match):
+def test_samples_that_are_no_images_are_rows_with_a_note_beside_the_others(
+    extractors, level, spread, match
+):
+    sampler = Sampler(level, spread)
+    given = {"fid": {}, "kid": {}, "memorisation": {}}
+    given |= {"good": {"metric": "fid", "sampling": {"level": 0.1}}, "examples": {}}
+    result = sampler.evaluator(extractors, given).run(NOTHING, seed=0, weights="EMA")
+    rows = by_metric(result.rows)
+    assert next(iter(rows)) == "loss"
+    assert np.isfinite(rows["loss"].value)
+    for name in ("fid", "kid", "memorisation"):
+        assert (rows[name].n, rows[name].seed) == (0, 0)
+        assert re.search(match, rows[name].note)
+    assert not result.pictures
+    assert ("good/fd_digits" in rows) == bool(np.isnan(level))  # drawn in another way
+    jax.effects_barrier()
+    assert sampler.drawn <= 80  # once in each way, whatever became of it
+    made = sampler.evaluator(extractors, {"fid": {}, "kid": {}})
+    with pytest.raises(ValueError, match=rf"^nothing can be evaluated: {match}"):
         made.run(NOTHING, seed=0, weights="EMA")
 
 

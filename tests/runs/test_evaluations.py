@@ -134,6 +134,9 @@ def test_what_so_few_examples_allow_no_value_of_is_left_out_with_what_it_lacks(t
         "half": "needs at least 6 real images to compare with, not 4",
         "inception_score": "needs at least 10 samples, not 9",
     }
+    assert check({"precision_recall": {}, "fid": {}}, manifold_count=5) == {
+        "precision_recall": "needs an evaluation.manifold_count of at least 6, not 5"
+    }
     assert check({"inception_score": {}, "examples": {}}, count=9).keys() == {"inception_score"}
     told = r"nothing can be evaluated: inception_score needs at least 10 samples, not 9\. Set --num"
     with pytest.raises(ValueError, match=told):
