@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from aigc_jax import files
 from aigc_jax.commands import boundary, hosts
 from aigc_jax.errors import SettingError
 
@@ -142,11 +143,8 @@ def main(argv: list[str]) -> int | None:
     if config is None and (MODE.value == "train" or WORKDIR.value is None):
         raise SettingError("name the experiment, as in --config=configs/ddpm_digits.py")
     values = {name: OWN[name].value for name in taken}
-    for name in ("input", "output"):  # no shell makes a home folder of --output=~/x
-        if values.get(name):
-            values[name] = os.path.expanduser(values[name])
     workdir = WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename)
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir = files.expanded(workdir)
 
     # A second start, and --mode=sample, find what the first one compiled.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HERE / ".cache" / "jax"))

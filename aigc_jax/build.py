@@ -8,14 +8,15 @@ from aigc_jax import checks
 from aigc_jax.errors import SettingError
 from aigc_jax.family import DataSpec, Family
 
-# {config.family: the module whose `build` makes it}, imported when it is asked for.
+# {config.family: (the module whose `build` makes it, imported when it is asked for; the section
+# of a config that it reads beside `network` and `sampling`)}
 FAMILIES = {
-    "diffusion": "aigc_jax.diffusion.family",
-    "vae": "aigc_jax.vae.plain",
-    "hierarchical_vae": "aigc_jax.vae.hierarchical",
-    "vqvae": "aigc_jax.vae.vector",
-    "gan": "aigc_jax.gan.family",
-    "cyclegan": "aigc_jax.gan.cyclegan",
+    "diffusion": ("aigc_jax.diffusion.family", "diffusion"),
+    "vae": ("aigc_jax.vae.plain", "vae"),
+    "hierarchical_vae": ("aigc_jax.vae.hierarchical", "vae"),
+    "vqvae": ("aigc_jax.vae.vector", "vae"),
+    "gan": ("aigc_jax.gan.family", "gan"),
+    "cyclegan": ("aigc_jax.gan.cyclegan", "cyclegan"),
 }
 
 
@@ -38,5 +39,5 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
         that any other error is a bug in this package and is not caught.
     """
     checks.one_of("config.family", config["family"], FAMILIES)
-    module = importlib.import_module(FAMILIES[config["family"]])
+    module = importlib.import_module(FAMILIES[config["family"]][0])
     return module.build(Sections(config), spec)

@@ -30,8 +30,19 @@ ELSEWHERE = "move it away, or write elsewhere by --output or --workdir"
 PROBE = 4096  # bytes written and removed to see whether a folder can be written to
 
 
+OUTPUT_IN_INPUT = "the output {} would lie in the input {}: name a folder outside it by --output"
+
+
 class OutputError(SettingError):
     """An output that cannot be written where it should be; one line that says what to do."""
+
+
+def expanded(path: str | pathlib.Path) -> pathlib.Path:
+    """A path that someone gave, "~" being their home folder, which no shell makes of --output=~/x.
+
+    Every path of a flag, an argument of a command, a config or the environment goes through here.
+    """
+    return pathlib.Path(path).expanduser()
 
 
 @contextlib.contextmanager
@@ -129,19 +140,18 @@ def check(
         _check_writable(next(p for p in (place, *place.parents) if os.path.lexists(p)), path, size)
 
 
-def check_apart(output: str | pathlib.Path, source: str | pathlib.Path) -> None:
+def check_apart(
+    output: str | pathlib.Path, source: str | pathlib.Path, told: str = OUTPUT_IN_INPUT
+) -> None:
     """Raises OutputError where an output would lie in the folder that is read, or be that folder.
 
-    Links and ".." are followed.
+    Links and ".." are followed. `told` is what to say of the two, the output first.
     """
-    source, output = pathlib.Path(source).expanduser(), pathlib.Path(output)
+    source, output = expanded(source), expanded(output)
     place = output.resolve()
     for above in (place, *place.parents):
         if above.exists() and source.exists() and above.samefile(source):
-            raise OutputError(
-                f"the output {output} would lie in the input {source}: name a folder outside it "
-                "by --output"
-            )
+            raise OutputError(told.format(output, source))
 
 
 def _check_writable(place: pathlib.Path, path: pathlib.Path, size: int) -> None:

@@ -10,6 +10,7 @@ import jax
 from aigc_jax.errors import SettingError
 from aigc_jax.runs import apply
 from aigc_jax.runs import model as models
+from aigc_jax.runs.image_folder import check_output
 
 FLAGS: tuple[str, ...] = (
     "input",
@@ -68,8 +69,11 @@ def run(
       FileNotFoundError, ValueError: no such run, a model without an encoder, or images that
         `runs.apply.denoise_folder` refuses.
     """
-    model = models.load(workdir, config, step=step, best=best, raw=raw)
     output = output or pathlib.Path(workdir) / "denoised"
+    outline = models.outline(workdir, config)
+    apply.check_denoises(outline)
+    check_output(input, output)
+    model = models.load(workdir, config, step=step, best=best, raw=raw, family=outline.family)
     path = apply.denoise_folder(model, input, output, batch_size=batch_size)
     if jax.process_index() == 0:
         print(f"denoised by {model.named}: {output}, compared in {path}", flush=True)

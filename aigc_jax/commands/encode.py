@@ -63,11 +63,14 @@ def run(
       FileNotFoundError, ValueError: no such run, a model without an encoder, or data of another
         shape, or files that are there already.
     """
-    model = models.load(workdir, config, step=step, best=best, raw=raw)
-    folder = pathlib.Path(output or pathlib.Path(workdir) / "codes").expanduser()
-    data = common.open_data(model.config)
-    paths = {split: folder / f"{split}.npz" for split in (data.train_split, data.test_split)}
+    outline = models.outline(workdir, config)
+    apply.check_codec(outline)
+    folder = files.expanded(output or pathlib.Path(workdir) / "codes")
+    splits = (outline.config["data"][key] for key in ("train_split", "test_split"))
+    paths = {split: folder / f"{split}.npz" for split in splits}
     sharding.check_on_first(partial(files.check, *paths.values()))
+    data = common.open_data(outline.config)
+    model = models.load(workdir, config, step=step, best=best, raw=raw, family=outline.family)
     writes, said = jax.process_index() == 0, []  # the first process writes for all
     with files.folder(folder) if writes else contextlib.nullcontext(folder) as place:
         for split, path in paths.items():

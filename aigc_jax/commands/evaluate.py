@@ -87,7 +87,7 @@ def run(
         size than the feature network's or a folder that takes no files, all before the first
         sample is drawn.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = files.expanded(workdir)
     mesh = sharding.make_mesh()
     place = workdir / "evaluations"
     sharding.check_on_first(partial(files.check, place, folders=True, new=False))

@@ -55,13 +55,14 @@ def run(
       FileNotFoundError, ValueError: no such run, a model that diffusers has no pipeline for, or
         an output that is there already or cannot be written.
     """
-    output = pathlib.Path(output).expanduser()
-    model = models.load(workdir, config, step=step, best=best)
-    config = model.config
-    if config["family"] != "diffusion":
-        raise SettingError(f"diffusers has no pipeline for family {config['family']!r}")
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.variables.params))
+    output, outline = files.expanded(output), models.outline(workdir, config)
+    if outline.config["family"] != "diffusion":
+        raise SettingError(f"diffusers has no pipeline for family {outline.config['family']!r}")
+    params, _ = jax.eval_shape(outline.family.init, jax.random.key(0))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     sharding.check_on_first(partial(files.check, output, folders=True, size=size))
+    model = models.load(workdir, config, step=step, best=best, family=outline.family)
+    config = model.config
     weights.to_diffusers(
         output,
         model.variables.params,

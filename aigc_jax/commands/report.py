@@ -5,7 +5,9 @@ import pathlib
 
 import jax
 
+from aigc_jax import files
 from aigc_jax.report import page
+from aigc_jax.runs import folder as folders
 
 FLAGS: tuple[str, ...] = ()
 
@@ -21,8 +23,9 @@ def run(workdir: str | pathlib.Path) -> pathlib.Path:
     Raises:
       FileNotFoundError: no run there.
     """
-    path = pathlib.Path(workdir) / "report.html"
+    path = files.expanded(workdir) / "report.html"
+    folders.check_run(path.parent)
     if jax.process_index() == 0:
-        path = page.write(workdir)
+        page.write(path.parent)
         print(path, flush=True)
     return path

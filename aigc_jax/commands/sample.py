@@ -116,7 +116,7 @@ def run(
     Raises:
       FileNotFoundError, ValueError: no such run, what it cannot draw or show, nowhere to write.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = files.expanded(workdir)
     check_arguments(count, frames, gif, save)
     mesh = sharding.make_mesh()
     config, different = common.with_sampling(workdir, config, settings)
@@ -126,7 +126,7 @@ def run(
     check_draws(model.family, ["samples"])
     asked, labels = labels, labels_of(model, labels)
     check_shows(model, modality, frames=frames, pictures=pictures, save=save)
-    folder = pathlib.Path(output).expanduser() if output else workdir / "generated"
+    folder = files.expanded(output) if output else workdir / "generated"
     check_room(folder, model, modality, count if save == "npz" else 0)
     options = {"step": step, "best": best, "raw": raw, "dtype": dtype, "codes": data.codes}
     model = models.load(workdir, config, **options, family=model.family)

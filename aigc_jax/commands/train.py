@@ -75,10 +75,10 @@ def run(
         found before anything is written.
       DivergedError, CheckpointError: see `training.loop.train`.
     """
-    workdir, setting = pathlib.Path(workdir), config["evaluation"]
+    workdir, setting = files.expanded(workdir), config["evaluation"]
     folders.refuse_best(workdir)
     validation.check(config)
-    sharding.check_on_first(partial(files.check, workdir, folders=True, new=False))
+    sharding.check_on_first(partial(check_places, workdir, config["data"].get("path")))
     planned = plan(config["evaluations"], setting)
     data = common.open_data(config, splits(planned))
     config = models.with_network(config, workdir, data.spec.shape)
@@ -111,6 +111,16 @@ def run(
         else:
             report.run(workdir)
     return state
+
+
+def check_places(workdir: pathlib.Path, images: str | None) -> None:
+    """Raises ValueError where a run cannot be written, or it and its images lie in one another."""
+    if images:
+        told = "--workdir={} would lie in data.path, {}: name a folder outside it by --workdir"
+        files.check_apart(workdir, images, told)
+        told = "data.path={} lies in --workdir={}: name another folder by --workdir"
+        files.check_apart(images, workdir, told)
+    files.check(workdir, folders=True, new=False)
 
 
 def fit(

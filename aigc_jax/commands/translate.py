@@ -10,6 +10,7 @@ import jax
 from aigc_jax.errors import SettingError
 from aigc_jax.runs import apply
 from aigc_jax.runs import model as models
+from aigc_jax.runs.image_folder import check_output
 
 FLAGS: tuple[str, ...] = (
     "input",
@@ -76,8 +77,11 @@ def run(
       FileNotFoundError, ValueError: no such run, a model of one domain, or images that
         `runs.apply.translate_folder` refuses.
     """
-    model = models.load(workdir, config, step=step, best=best, raw=raw)
     output = output or pathlib.Path(workdir) / "translated" / direction
+    outline = models.outline(workdir, config)
+    apply.check_translates(outline, direction)
+    check_output(input, output)
+    model = models.load(workdir, config, step=step, best=best, raw=raw, family=outline.family)
     path = apply.translate_folder(
         model, input, output, direction, batch_size=batch_size, resize=resize
     )

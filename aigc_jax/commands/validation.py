@@ -1,5 +1,6 @@
 """What every config holds, and all that is checked before a run compiles or writes anything."""
 
+import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -61,6 +62,8 @@ OF_A_RUN = {
     "log": Log,
     "checkpoint": Checkpoint,
 }
+# And these, which are checked where they become arguments.
+OF_ALL = ("data", "augment", "optimizer", "ema", "evaluation", "evaluations", "network", "sampling")
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -73,6 +76,12 @@ def check(config: Mapping[str, Any]) -> None:
     sections = build.Sections({"family": family, **config})
     for name, kind in OF_A_RUN.items():
         value(name, sections[name], kind)
+    known = (*OF_A_RUN, *OF_ALL, build.FAMILIES[family][1])
+    for name in config:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise SettingError(f"the config of a {family} has no section {name!r}{hint}")
     common.data_settings(sections)
     plan(sections["evaluations"], sections["evaluation"])
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from aigc_jax.checks import OneOf, Whole
+from aigc_jax import files
+from aigc_jax.checks import OneOf, Range
 from aigc_jax.data import digits, folders, identity, labels, mixtures, pairs, prepare, sources
 from aigc_jax.data.identity import Identity
 from aigc_jax.data.images import DataError, Record
@@ -18,6 +19,7 @@ from aigc_jax.data.sources import Reader, Source
 from aigc_jax.data.splits import Part, choose
 from aigc_jax.family import DataSpec, Field
 
+Side = Annotated[int, Range(0, 16_384)]  # pixels; one colour image of that size takes 0.8 GB
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels up to which a data set is held in memory
 STACKED = "stacked_mnist"  # its sizes are PacGAN's (Lin et al. 2018, arXiv:1712.04086, section 4.2)
 STACKED_SIZES = {"train": 128_000, "test": 26_000}
@@ -64,8 +66,8 @@ def load(
     labels_from: str | None = None,
     splits_from: Annotated[str, OneOf(("folders", "names"))] | None = None,
     channels: Annotated[int, OneOf((1, 3))] | None = None,
-    image_size: Whole = 0,
-    crop: Whole = 0,
+    image_size: Side = 0,
+    crop: Side = 0,
     in_memory: bool | None = None,
     on_corrupt: Annotated[str, OneOf(("raise", "skip"))] = "raise",
     splits: Sequence[str] | None = None,
@@ -247,7 +249,7 @@ def _open_folder(path: str | None, image_size: int, **options: Any) -> _Collecti
 
 
 def _open_tfds(name: str, data_dir: str | None) -> _Collection:
-    data_dir = data_dir and os.path.expanduser(data_dir)
+    data_dir = data_dir and str(files.expanded(data_dir))
     _check_name(name, data_dir)
     builder = prepare.make_builder(name, data_dir)
     if not prepare.is_prepared(builder):

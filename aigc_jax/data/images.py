@@ -14,6 +14,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from aigc_jax import files
 from aigc_jax.errors import SettingError
 
 # Formats of Pillow that are no pictures, or that it reads only with the help of another program.
@@ -88,7 +89,8 @@ def to_array(
         image = _as_mode(image, "L" if channels == 1 else "RGB")
     if crop:
         if crop > min(image.size):
-            raise CropError(f"crop={crop} is larger than its {image.width}x{image.height} pixels")
+            size = f"{image.width}x{image.height}"
+            raise CropError(f"data.crop={crop} is larger than its {size} pixels")
         image = _central(image, crop)
     if image_size and image.size != (image_size, image_size):
         shorter = min(image.size)
@@ -137,7 +139,7 @@ def open_folder(path: str, setting: str = "data.path") -> Files:
     Raises:
       DataError: no such folder, no image in it, or a .zip that cannot be read.
     """
-    root = pathlib.Path(path).expanduser()
+    root = files.expanded(path)
     if not root.exists():
         raise DataError(f"there is no folder or .zip of images at {path!r}: set {setting}")
     if root.is_dir():

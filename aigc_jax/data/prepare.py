@@ -24,6 +24,7 @@ from collections.abc import Iterator
 import requests
 import tensorflow_datasets as tfds
 
+from aigc_jax import files
 from aigc_jax.data import digits, standin
 from aigc_jax.data.images import DataError
 
@@ -172,10 +173,10 @@ def _any_answers(urls: list[str]) -> bool:
 
 
 def _existing(folder: str) -> str:
-    path = os.path.expanduser(folder)
-    if not os.path.isdir(path):
+    path = files.expanded(folder)
+    if not path.is_dir():
         raise DataError(f"there is no folder of archives at {folder!r}")
-    return path
+    return str(path)
 
 
 def _as_found(url_infos: dict, archives: str) -> dict:

@@ -201,7 +201,8 @@ def load_statistics(path: str | pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
       FileNotFoundError: there is none.
       ValueError: it is damaged, lacks `mu` or `sigma`, or they do not fit or hold NaN or inf.
     """
-    if not pathlib.Path(path).is_file():
+    path = files.expanded(path)
+    if not path.is_file():
         raise MissingError(
             f"no statistics at {path}: name an .npz file of mu and sigma by evaluation.statistics"
         )

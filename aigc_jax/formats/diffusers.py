@@ -48,7 +48,7 @@ def read(folder: str | pathlib.Path) -> Checkpoint:
       ValueError: a network that UNet is not, or tensors that are missing, unexpected or of another
         shape, all named.
     """
-    unet, scheduler = _parts(pathlib.Path(folder))
+    unet, scheduler = _parts(files.expanded(folder))
     network, image_size, in_channels = unet2d.network_of(_config(unet))
     params = unet2d.from_tensors(
         torch_file.read(_weights(unet)),
@@ -64,13 +64,13 @@ def read_network(folder: str | pathlib.Path) -> tuple[dict[str, Any], int, int]:
 
     Raises as `read`, but for the weights.
     """
-    unet, _ = _parts(pathlib.Path(folder))
+    unet, _ = _parts(files.expanded(folder))
     return unet2d.network_of(_config(unet))
 
 
 def read_scheduler(folder: str | pathlib.Path) -> dict[str, Any]:
     """The scheduler of `Checkpoint`, without reading its weights."""
-    _, scheduler = _parts(pathlib.Path(folder))
+    _, scheduler = _parts(files.expanded(folder))
     return _read_scheduler(scheduler)
 
 

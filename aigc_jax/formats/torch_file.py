@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from aigc_jax import files
 from aigc_jax.errors import MissingError, SettingError
 
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -70,7 +71,7 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     FileNotFoundError for an absent file. ValueError, naming it, for one that is damaged, that is
     no file of weights, or that asks for anything beyond tensors; nothing of such a file is run.
     """
-    path = pathlib.Path(path)
+    path = files.expanded(path)
     if not path.is_file():
         raise MissingError(
             f"no file {path}: download the weights (.npz, .safetensors, .pt or .pth) and give "
@@ -99,7 +100,7 @@ def locate(
     FileNotFoundError that says what is missing, which setting names it, and where it comes from.
     """
     folder = os.environ.get("AIGC_WEIGHTS")
-    found = pathlib.Path(path or pathlib.Path(folder or "") / usual).expanduser()
+    found = files.expanded(path or pathlib.Path(folder or "") / usual)
     if (path or folder) and found.is_file():
         return found
     raise MissingError(

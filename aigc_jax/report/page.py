@@ -7,7 +7,6 @@ from typing import Any
 
 from aigc_jax import files
 from aigc_jax.checks import flatten
-from aigc_jax.errors import MissingError
 from aigc_jax.report.plots import Curve, groups, plot
 from aigc_jax.report.reading import (
     DAMAGE,
@@ -39,15 +38,10 @@ def write(workdir: str | pathlib.Path) -> pathlib.Path:
 
     The page holds its pictures, curves and style, and loads nothing. The same files give the same
     bytes. A damaged file is passed over, and the page says so.
-
-    Raises:
-      FileNotFoundError: the folder holds no `config.json`.
     """
     import jinja2  # a tenth of a second, as matplotlib below: only reports need them
 
     workdir = pathlib.Path(workdir)
-    if not (workdir / "config.json").is_file():
-        raise MissingError(f"no run in {workdir}: train first, or name its folder by --workdir")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,

@@ -73,7 +73,7 @@ def encoder(
 
     With `whole` also for calls of fewer examples, which are filled up to `batch_size`.
     """
-    _check_codec(model)
+    check_codec(model)
     to_model, run = modalities.of(model.spec.kind).to_model, model.family.codec.encode
 
     @jax.jit
@@ -93,7 +93,7 @@ def decoder(
     model: Model, *, batch_size: int = 64, whole: bool = False
 ) -> Callable[..., np.ndarray]:
     """(z, labels=None) -> examples as stored, as `decode`; compiled as `encoder`."""
-    _check_codec(model)
+    check_codec(model)
     to_stored = modalities.of(model.spec.kind).to_stored
     compiled = jax.jit(model.family.codec.decode)
 
@@ -111,9 +111,7 @@ def translator(
     model: Model, direction: str, *, batch_size: int = 64, whole: bool = False
 ) -> Callable[[np.ndarray], np.ndarray]:
     """x -> examples of the other domain, as `translate`; compiled as `encoder`."""
-    if model.family.translate is None:
-        raise SettingError("this model does not translate")
-    one_of("the direction", direction, DIRECTIONS)
+    check_translates(model, direction)
     modality, run = modalities.of(model.spec.kind), model.family.translate
 
     @jax.jit
@@ -139,7 +137,7 @@ def encode_split(model: Model, data: examples.RealData, split: str) -> dict[str,
     Raises:
       ValueError: data of another shape than the model's, no encoder.
     """
-    _check_codec(model)
+    check_codec(model)
     _check_shape(model, data.spec.shape)
     batches = examples.examples(data, sharding.make_mesh(), split=split, bar=True)
     beside = ("label",) if data.spec.classes else ()
@@ -160,8 +158,7 @@ def denoise_folder(
     Images are scaled to fit the model's size, and what becomes of them back to theirs. Returns and
     raises as `each_image`; ValueError also for a model without an encoder or one that needs labels.
     """
-    _check_codec(model)
-    _cond(model, None)
+    check_denoises(model)
 
     def denoiser(size: int) -> Callable[[np.ndarray], np.ndarray]:
         encoded = encoder(model, batch_size=size, whole=True)
@@ -169,6 +166,27 @@ def denoise_folder(
         return lambda x: decoded(encoded(x)[model.family.codec.code])
 
     return each_image(model, folder, output, denoiser, "denoising", batch_size)
+
+
+def check_codec(model: Model) -> None:
+    """Raises ValueError for a model, or an outline, without an encoder or without a decoder."""
+    if model.family.codec is None:
+        raise SettingError("this model has neither an encoder nor a decoder")
+    if model.family.codec.decode is None:
+        raise SettingError("this model has no decoder: its codes cannot be used without it")
+
+
+def check_denoises(model: Model) -> None:
+    """Raises ValueError for a model, or an outline, that `denoise_folder` cannot use."""
+    check_codec(model)
+    _cond(model, None)
+
+
+def check_translates(model: Model, direction: str) -> None:
+    """Raises ValueError for a model, or an outline, that does not translate so."""
+    if model.family.translate is None:
+        raise SettingError("this model does not translate")
+    one_of("the direction", direction, DIRECTIONS)
 
 
 def translate_folder(
@@ -194,13 +212,6 @@ def translate_folder(
         return translator(model, direction, batch_size=size, whole=True)
 
     return each_image(model, folder, output, make, "translating", batch_size, framing)
-
-
-def _check_codec(model: Model) -> None:
-    if model.family.codec is None:
-        raise SettingError("this model has neither an encoder nor a decoder")
-    if model.family.codec.decode is None:
-        raise SettingError("this model has no decoder: its codes cannot be used without it")
 
 
 def _check_examples(model: Model, x: np.ndarray, stride: int = 0) -> None:

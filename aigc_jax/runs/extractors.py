@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from aigc_jax import files
 from aigc_jax.data import digits, loader
 from aigc_jax.errors import SettingError
 from aigc_jax.evaluation import features
@@ -24,7 +25,7 @@ from aigc_jax.training import sharding
 
 def cache_folder() -> pathlib.Path:
     """$AIGC_CACHE, or ~/.cache/aigc_jax."""
-    return pathlib.Path(os.environ.get("AIGC_CACHE") or "~/.cache/aigc_jax").expanduser()
+    return files.expanded(os.environ.get("AIGC_CACHE") or "~/.cache/aigc_jax")
 
 
 class FeatureExtractor(NamedTuple):

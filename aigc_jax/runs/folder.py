@@ -66,15 +66,8 @@ def read(workdir: pathlib.Path, name: str) -> dict[str, Any]:
     """`config.json` or `spec.json` of a run."""
     path = workdir / name
     if not path.is_file():
-        refuse_best(workdir)
-        hint = ""
-        if workdir.parent.is_dir():
-            runs = [p.name for p in workdir.parent.iterdir() if is_run(p)]
-            near = difflib.get_close_matches(workdir.name, runs, n=3, cutoff=0.3) or runs[:3]
-            hint = f" (runs there: {', '.join(near)})" if near else ""
-        raise MissingError(
-            f"no run in {workdir}{hint}: train first, or name its folder by --workdir"
-        )
+        check_run(workdir)
+        raise MissingError(f"{path} is missing: restore it from a backup")
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -86,9 +79,22 @@ def is_run(folder: pathlib.Path) -> bool:
     return (folder / "spec.json").is_file()
 
 
+def check_run(workdir: pathlib.Path) -> None:
+    """Raises FileNotFoundError, with the names of runs beside it, where a folder is no run."""
+    refuse_best(workdir)
+    if is_run(workdir):
+        return
+    hint = ""
+    if workdir.parent.is_dir():
+        runs = [p.name for p in workdir.parent.iterdir() if is_run(p)]
+        near = difflib.get_close_matches(workdir.name, runs, n=3, cutoff=0.3) or runs[:3]
+        hint = f" (runs there: {', '.join(near)})" if near else ""
+    raise MissingError(f"no run in {workdir}{hint}: train first, or name its folder by --workdir")
+
+
 def run_of(path: str | pathlib.Path) -> tuple[pathlib.Path, bool] | None:
     """(a run, whether its best checkpoint is meant) of a path RUN or RUN/best; None of others."""
-    path = pathlib.Path(path).expanduser()
+    path = files.expanded(path)
     if is_run(path):
         return path, False
     return (path.parent, True) if path.name == "best" and is_run(path.parent) else None

@@ -143,15 +143,9 @@ def each_image(
         raise SettingError(f"a folder holds images, but the model's data are {model.spec.kind}")
     height, width, channels = model.spec.shape
     source = images.open_folder(str(folder), "--input")
-    names, output = output_names(source.names), pathlib.Path(output).expanduser().resolve()
-    compared = output.with_name(f"{output.name}-compared.png")
-
-    def check() -> None:
-        files.check_apart(output, folder)
-        files.check(output, folders=True)
-        files.check(compared)
-
-    sharding.check_on_first(check)
+    names, output = output_names(source.names), files.expanded(output).resolve()
+    check_output(folder, output)
+    compared = _compared(output)
     batches = _Batches(source, framing or of_one_size((height, width)), channels)
     writes, shown = jax.process_index() == 0, []
     if writes and source.others:
@@ -175,6 +169,22 @@ def each_image(
         left = f"{len(batches.broken)} of {len(names)} images cannot be read and are left out"
         print(f"{left}: {_listed(batches.broken)}", flush=True)
     return compared
+
+
+def check_output(folder: str | pathlib.Path, output: str | pathlib.Path) -> None:
+    """Raises ValueError where `each_image` of a folder could not write to `output`."""
+    output = files.expanded(output).resolve()
+
+    def check() -> None:
+        files.check_apart(output, folder)
+        files.check(output, folders=True)
+        files.check(_compared(output))
+
+    sharding.check_on_first(check)
+
+
+def _compared(output: pathlib.Path) -> pathlib.Path:
+    return output.with_name(f"{output.name}-compared.png")
 
 
 class _Batches:

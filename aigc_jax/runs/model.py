@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from aigc_jax import build, checks, streams
+from aigc_jax import build, checks, files, streams
 from aigc_jax.errors import MissingError, SettingError
 from aigc_jax.family import DataSpec, Family, Field, Variables
 from aigc_jax.runs import examples, weights
@@ -59,11 +59,11 @@ def outline(workdir: str | pathlib.Path, config: Mapping[str, Any] | None = None
 
     Args and errors as of `load`; `variables` are empty and `step` is 0.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = files.expanded(workdir)
     if config is not None:
         config = with_network(config, workdir)
     if _from_elsewhere(workdir, config):
-        spec = _spec_of(pathlib.Path(config["init_from"]).expanduser())
+        spec = _spec_of(files.expanded(config["init_from"]))
     else:
         if config is None:
             config = folders.read(workdir, "config.json")
@@ -103,7 +103,7 @@ def load(
       ValueError, CheckpointError: a run of another config or an earlier version, damage; `step` and
         `best` together; these or `raw` where no run is.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = files.expanded(workdir)
     if best and step is not None:
         raise SettingError(f"--best and --step={step} name two checkpoints: leave one of them out")
     if config is not None:
@@ -115,7 +115,7 @@ def load(
                 "--step, --best and --raw out, config.init_from is taken as it is; the best of a "
                 "run is config.init_from=RUN/best"
             )
-        source = pathlib.Path(config["init_from"]).expanduser()
+        source = files.expanded(config["init_from"])
         spec = _spec_of(source)
         if "diffusion" in config:
             weights.check_process(source, config["diffusion"])
@@ -269,7 +269,7 @@ def initial(
       FileNotFoundError: neither lies there.
       ValueError: they do not fit the family's networks; the differences are named.
     """
-    source = pathlib.Path(source).expanduser()
+    source = files.expanded(source)
     params, extra, settings, classes = _learned(source)
     own = checks.flatten(folders.as_dict(config))
     differing = {k: settings[k] for k in OF_LABELS if settings.get(k, own.get(k)) != own.get(k)}

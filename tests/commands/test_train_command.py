@@ -81,7 +81,7 @@ def test_a_run_starts_from_the_average_of_another(run, command, tmp_path):
     done = command(
         f"{DIGITS}:smoke+conditional", f"--workdir={tmp_path}", f"--config.init_from={folder}",
         "--config.seed=1", "--config.evaluation.at_end=False", "--config.log.sample_every=0",
-        "--config.log.eval_every=0",
+        "--config.log.eval_every=0", "--config.checkpoint.best=",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     new, average = params_of(tmp_path, raw=True), params_of(folder, raw=False)

@@ -71,6 +71,7 @@ ABOVE = {
     **dict.fromkeys(("diffusion.beta_min", "diffusion.beta_max", "gan.augment.target"), 1.0),
     **dict.fromkeys(("gan.augment.probability", "gan.augment.probability_end"), 1.01),
     **{"network.bottleneck": 1.01, "sampling.eta": 1.01, "augment.rotation": 181.0},
+    **dict.fromkeys(("data.image_size", "data.crop"), 16_385),
     **{"seed": 2**63, "optimizer.warmup": 5, "sampling.steps": 1001, "augment.shift": 64},
 }
 # Text that no list of names bounds: names of data and files, and what data or Orbax know.
@@ -221,6 +222,8 @@ def check_told(changes, words, base="vae_digits"):
         ({"data.in_memory": "yes"}, "config.data.in_memory is True or False or None, not 'yes'"),
         ({"published": (("fid", "3", "paper"),)}, "maybe empty, of (text, a number that is finite"),
         ({"train": {"batch_size": 8}}, "config.train lacks 'steps', 'sharding', 'max_skipped'"),
+        ({"optimzer": {}}, "config of a vae has no section 'optimzer'; did you mean 'optimizer'?"),
+        ({"gan": {}}, "the config of a vae has no section 'gan'"),
         ({"log.evrey": 3}, "config.log has no key 'evrey' (did you mean 'every'?)"),
     ],
 )

@@ -335,7 +335,7 @@ def test_errors_say_what_to_do(tmp_path, folder):
     assert "no images in" in message("folder", path=str(tmp_path / "empty"), image_size=8)
     broken = message("folder", path=str(tmp_path / "broken.zip"), image_size=8)
     assert "neither a folder nor a readable .zip" in broken
-    assert "crop=11 is larger than its 12x10 pixels" in message("folder", crop=11, **own)
+    assert "data.crop=11 is larger than its 12x10 pixels" in message("folder", crop=11, **own)
     assert "has no split 'tset': it has train, test" in message("folder", splits=["tset"], **own)
     assert "neither 'raise' nor 'skip'" in message("folder", on_corrupt="ignore", **own)
     bad = {"path": str(all_broken.parent), "image_size": 8, "on_corrupt": "skip"}

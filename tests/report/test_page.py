@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aigc_jax.commands import report as command
 from aigc_jax.report import page as report
 from aigc_jax.report import plots
 
@@ -289,9 +290,13 @@ def test_the_page_refers_to_nothing_outside_and_no_id_stands_twice(whole):
     assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
 
 
-def test_without_a_config_there_is_no_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no run in .*empty: train first, or name its"):
-        report.write(tmp_path / "empty")
+def test_a_folder_is_a_run_by_its_spec_as_for_every_command(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"no run in .*: train first, or name its folder"):
+        command.run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    (tmp_path / "config.json").rename(tmp_path / "spec.json")
+    assert command.run(tmp_path).is_file()
 
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(run, monkeypatch):
