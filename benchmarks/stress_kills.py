@@ -32,7 +32,7 @@ FAMILIES = {
     "vae": ("configs/vae_digits.py:smoke", "test/neg_elbo"),
     "gan": ("configs/gan_digits.py:smoke", ""),
 }
-STEPS = 12
+STEPS, KEPT = 12, 3
 SETTINGS = (
     f"--config.train.steps={STEPS}",
     "--config.optimizer.schedule=constant",
@@ -41,7 +41,7 @@ SETTINGS = (
     "--config.log.sample_every=4",
     "--config.log.samples=16",
     "--config.checkpoint.every=2",
-    "--config.checkpoint.keep=3",
+    f"--config.checkpoint.keep={KEPT}",
     # As many everywhere as a batch: one program of each kind.
     "--config.evaluation.examples=16",
     "--config.evaluation.count=16",
@@ -86,12 +86,18 @@ def with_few_arrays() -> None:
 
 
 def made(workdir: pathlib.Path) -> dict[str, object]:
-    """All that a run's result is, without times."""
+    """All that a run's result is, without times.
+
+    Of checkpoints the newest: a kill between a save and the removal of the oldest leaves one more.
+    """
     found: dict[str, object] = {}
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     found["metrics"] = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+    steps = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     for path in sorted(workdir.rglob("*")):
         name = str(path.relative_to(workdir))
+        if any(name.startswith(f"checkpoints/{step}/") for step in steps[:-KEPT]):
+            continue
         if path.suffix == ".png":
             found[name] = path.read_bytes()
         if path.parent.name == "about" and "damaged" not in name:
