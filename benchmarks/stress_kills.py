@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
+from typing import Any
 
 import forks
 from common import machine
@@ -78,7 +79,7 @@ def with_few_arrays() -> None:
 
     class TwoConvolutions(UNet):
         @nn.compact
-        def __call__(self, x, t, label=None, *, train=False):
+        def __call__(self, x: Any, t: Any, label: Any = None, *, train: bool = False) -> Any:
             h = nn.Conv(self.width, (3, 3))(x) + t[:, None, None, None] / 1000
             return nn.Conv(self.out_channels, (3, 3))(nn.silu(h))
 
