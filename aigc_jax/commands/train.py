@@ -256,6 +256,8 @@ def beginning(
             f"{settings['steps']}, {parameters:,} parameters, batch {settings['batch_size']} on "
             f"{mesh.size} {jax.default_backend()} device(s), {settings['sharding']}"
         )
+        if keep["best"] and not config["log"]["eval_every"]:
+            writer.say(f"no best checkpoint by {keep['best']} is kept: log.eval_every is 0")
         observer = observers.Observer(
             workdir,
             writer,

@@ -57,11 +57,6 @@ def check_settings(
         )
     if not best:
         return
-    if not log["eval_every"]:
-        raise SettingError(
-            f"checkpoint.best={best!r} is chosen at every evaluation, and log.eval_every=0 makes "
-            "none: set log.eval_every, or checkpoint.best=''"
-        )
     known = []
     for name in names:  # until it is found: some names take a trace to know
         if name == best:

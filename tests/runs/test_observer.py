@@ -186,9 +186,6 @@ def test_settings_that_cannot_work_are_told():
     for when in ("sample_every", "first_sample"):
         with pytest.raises(ValueError, match=r"log.samples is at least 1, not 0; log.sample_every"):
             check(log | {when: 5}, keep)
-    check(log | {"eval_every": 0}, keep)
-    with pytest.raises(ValueError, match=r"checkpoint.best=.* log.eval_every=0 makes none"):
-        check(log | {"eval_every": 0}, keep | {"best": "val/loss"})
     with pytest.raises(ValueError, match=r"checkpoint.best_mode is one of min, max, not 'least'"):
         check(log, keep | {"best_mode": "least"})
     with pytest.raises(ValueError, match=r"begins with val/ or, of samples, with eval/, .*'loss'"):
