@@ -89,15 +89,18 @@ def with_few_arrays() -> None:
 def made(workdir: pathlib.Path) -> dict[str, object]:
     """All that a run's result is, without times.
 
-    Of checkpoints the newest: a kill between a save and the removal of the oldest leaves one more.
+    Of checkpoints the newest: a kill while the oldest is removed after a save leaves one more.
     """
     found: dict[str, object] = {}
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     found["metrics"] = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
-    steps = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    older = []
+    for folder, kept in (("checkpoints", KEPT), ("best", 1)):
+        steps = sorted(path.name for path in (workdir / folder).glob("*"))
+        older += [f"{folder}/{step}/" for step in steps[:-kept]]
     for path in sorted(workdir.rglob("*")):
         name = str(path.relative_to(workdir))
-        if any(name.startswith(f"checkpoints/{step}/") for step in steps[:-KEPT]):
+        if name.startswith(tuple(older)):
             continue
         if path.suffix == ".png":
             found[name] = path.read_bytes()
