@@ -31,6 +31,7 @@ from aigc_jax.report.reading import (
 from aigc_jax.report.words import count, number
 
 MOST_SAMPLES, MOST_GENERATED = 8, 3  # pictures embedded
+MOST_NAMES = 6  # of classes, under the title
 
 
 def write(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -83,7 +84,7 @@ def contents(workdir: pathlib.Path) -> dict[str, Any]:
         "summary": _summary(flat, spec, origin, max(steps, default=0)),
         "origin": origin,
         "evaluate": f"python launch.py --mode=evaluate --workdir={shlex.quote(str(workdir))}",
-        "session": ["from step", *SESSION, "packages"],
+        "session": _headings(origin["sessions"]),
         "result": _table(asked[0], published) if asked else None,
         "published": published,
         "earlier": [_table(evaluation, published) for evaluation in asked[1:]],
@@ -100,11 +101,18 @@ def contents(workdir: pathlib.Path) -> dict[str, Any]:
     }
 
 
+def _headings(sessions: list[list[Any]]) -> list[str]:
+    """Of the table of sessions, whose last column only those that went back have."""
+    headings = ["from step", *SESSION, "packages", "went back"]
+    return headings[: max(map(len, sessions), default=0)]
+
+
 def _summary(flat: dict, spec: dict, origin: dict, step: int) -> list[str]:
     """The line under the title."""
     parts = [flat["family"]] if "family" in flat else []
     if "data.name" in flat:
         parts.append(f"{flat['data.name']} {_size(spec)}".strip())
+    parts += _classes(spec)
     if "parameters" in origin:
         parts.append(f"{count(origin['parameters'])} parameters")
     return [*parts, f"step {step:,} of {count(flat.get('train.steps'))}"]
@@ -118,6 +126,18 @@ def _size(spec: dict) -> str:
         return shape if field["kind"] == "image" else str(field["kind"])
     except DAMAGE:
         return ""
+
+
+def _classes(spec: dict) -> list[str]:
+    """How many classes the data have, and the names of the first; [] of data without."""
+    try:
+        label = spec["conditions"]["label"]
+        names = [str(name) for name in label.get("names", ())]
+        words = f"{label['classes']:,} classes"
+    except DAMAGE:
+        return []
+    more = ["..."] if len(names) > MOST_NAMES else []
+    return [f"{words}: {', '.join(names[:MOST_NAMES] + more)}" if names else words]
 
 
 def _published(settings: dict) -> list[dict[str, str]]:

@@ -85,9 +85,20 @@ def read_origin(content: bytes) -> dict[str, Any]:
         listed = ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))
         cells = [session.get(key) for key in SESSION]
         cells = [count(session.get("step")), *("—" if cell is None else cell for cell in cells)]
-        sessions.append([*cells, "as before" if listed and packages == before else listed or "—"])
+        cells.append("as before" if listed and packages == before else listed or "—")
+        sessions.append([*cells, _went_back(session)])
+    if not any(cells[-1] for cells in sessions):  # as of most runs
+        sessions = [cells[:-1] for cells in sessions]
     base = flatten(origin.get("base") or {})
     return NO_ORIGIN | origin | {"sessions": sessions, "base": base}
+
+
+def _went_back(session: dict[str, Any]) -> str:
+    """Of a session that went on from an earlier checkpoint, that it did and what had changed."""
+    if session.get("from_step") is None:
+        return ""
+    changes = "; ".join(map(str, session.get("changes") or ())) or "nothing changed"
+    return f"back to step {count(session['from_step'])}: {changes}"
 
 
 def read_curves(content: bytes) -> tuple[dict[str, list[tuple[float, float, float]]], int]:

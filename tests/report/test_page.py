@@ -108,6 +108,7 @@ def test_everything_in_the_folder_is_shown_in_order(whole):
     assert "<h1>ddpm_toy</h1>" in page
     assert "diffusion · digits 8×8×1 · step 4,000 of 4,000" in page
     assert "Could not be read" not in page
+    assert "went back" not in page
     assert not list(run.glob("*.partial"))
     steps = re.findall(r"samples at step (\d+)", section(page, "samples"))
     assert len(steps) == report.MOST_SAMPLES
@@ -288,6 +289,26 @@ def test_the_page_refers_to_nothing_outside_and_no_id_stands_twice(whole):
     ids = re.findall(r'\sid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
     assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
+
+
+def test_the_page_names_classes_and_what_a_run_that_went_back_changed(run, tmp_path):
+    spec = json.loads((run / "spec.json").read_text())
+    names = ["a", "b<", "c", "d", "e", "f", "g"]
+    label = {"kind": "label", "shape": [], "classes": 1234, "names": names}
+    put(run / "spec.json", spec | {"conditions": {"label": label}})
+    origin = json.loads((run / "origin.json").read_text())
+    back = origin["sessions"][1] | {
+        "from_step": 1500,
+        "changes": ["seed: 0 -> 1", "ema.ramp: 0 -> 1"],
+    }
+    put(run / "origin.json", origin | {"sessions": [*origin["sessions"], back]})
+    page = report.write(run).read_text()
+    assert "digits 8×8×1 · 1,234 classes: a, b&lt;, c, d, e, f, ... · step" in page
+    told = text(section(page, "environment"))
+    assert "packages went back" in told
+    assert told.endswith("as before back to step 1,500: seed: 0 -&gt; 1; ema.ramp: 0 -&gt; 1")
+    put(run / "spec.json", spec | {"conditions": {"label": {"classes": 3}}})
+    assert "· 3 classes · step" in report.write(run).read_text()
 
 
 def test_a_folder_is_a_run_by_its_spec_as_for_every_command(tmp_path):
