@@ -95,6 +95,12 @@ def folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def move(path: pathlib.Path, place: pathlib.Path) -> None:
+    """Moves a file or folder to a new name on the same disk, whose folder is made."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(place)
+
+
 def write_text(path: str | pathlib.Path, text: str) -> None:
     """Writes a text file whole or not at all."""
     with replacing(path) as partial:

@@ -72,7 +72,7 @@ WRITING = {
 }  # fmt: skip
 # Who may call them elsewhere: the writer itself, Orbax's folders, what TFDS keeps, metrics.jsonl.
 MAY_WRITE = {
-    "aigc_jax/files.py": ("mkdir", "rmtree", "unlink", "write_text", "open", "savez"),
+    "aigc_jax/files.py": ("mkdir", "rename", "rmtree", "unlink", "write_text", "open", "savez"),
     "aigc_jax/training/checkpoint.py": ("mkdir", "rename", "rmtree"),
     "aigc_jax/runs/lock.py": ("mkdir", "open", "unlink"),
     "aigc_jax/training/writers.py": ("open",),

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from PIL import UnidentifiedImageError
 
+from aigc_jax.commands import hosts
 from aigc_jax.errors import UserError
 
 # Exit codes: 0 finished, 1 an error, and these.
@@ -37,6 +38,9 @@ OF_SYSTEM = {
     errno.EMFILE: "raise the limit of open files (`ulimit -n 4096`)",
     errno.ENFILE: "this machine has too many open files",
     errno.EIO: "the disk does not answer: check it, then give the same command again",
+    errno.ECONNRESET: "the network failed: give the same command again",
+    errno.ETIMEDOUT: "the network or a network disk does not answer: give the command again",
+    errno.ENOTEMPTY: "something else was written there meanwhile: move it, or name another folder",
     errno.ESTALE: "the network disk was mounted anew: give the same command again",
 }
 # What libraries write about another process that is gone.
@@ -50,12 +54,11 @@ MEMORY = re.compile(r"RESOURCE_EXHAUSTED|[Oo]ut of memory")
 def explain(error: BaseException) -> str | None:
     """What to tell of an error in one line; None of one that nobody expected."""
     errors = list(_causes(error))
-    for cause in errors:
-        if PEERS.search(str(cause)):
-            return (
-                "another process of this run has ended or cannot be reached: its log says why. "
-                "Start all of them again, and training goes on from the newest checkpoint"
-            )
+    if hosts.joined() and any(PEERS.search(str(cause)) for cause in errors):
+        return (
+            "another process of this run has ended or cannot be reached: its log says why. Start "
+            "all of them again, and training goes on from the newest checkpoint"
+        )
     for cause in errors:
         told = str(cause) if isinstance(cause, UserError) else _of_library(cause)
         if told:

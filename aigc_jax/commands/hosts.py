@@ -89,6 +89,15 @@ def of_flags(flags: Mapping[str, Any]) -> Hosts | None:
     return Hosts(address, processes, process, timeout)
 
 
+def joined() -> bool:
+    """Whether this process is one of several that have met."""
+    if "jax" not in sys.modules:
+        return False
+    import jax
+
+    return jax.distributed.is_initialized()
+
+
 def join(hosts: Hosts) -> None:
     """Waits until all processes have met; from then on one that ends is told in one line.
 

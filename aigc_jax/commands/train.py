@@ -16,8 +16,9 @@ from aigc_jax.commands import evaluate as evaluate_command
 from aigc_jax.commands.boundary import STOPPED
 from aigc_jax.data.datasets import Dataset
 from aigc_jax.data.identity import differences
+from aigc_jax.errors import SettingError
 from aigc_jax.family import Family
-from aigc_jax.runs import environment, evaluate, lock
+from aigc_jax.runs import environment, evaluate, history, lock
 from aigc_jax.runs import folder as folders
 from aigc_jax.runs import model as models
 from aigc_jax.runs import observer as observers
@@ -26,12 +27,14 @@ from aigc_jax.runs.evaluations import (
     check,
     plan,
     scheduled,
+    scheduled_names,
     splits,
 )
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractors
+from aigc_jax.runs.history import Session
 from aigc_jax.training import loop, sharding
-from aigc_jax.training.checkpoint import Checkpoints, complete_steps
+from aigc_jax.training.checkpoint import Checkpoints, complete_steps, run_of_newest
 from aigc_jax.training.step import TrainState
 from aigc_jax.training.writers import Writer
 
@@ -148,10 +151,10 @@ def fit(
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(lock.owned(workdir))
-        run, changes = continued(workdir, config, data.dataset, from_step)
-        checkpoints = Checkpoints(workdir / "checkpoints", keep["keep"], clean=True, run=run)
+        session = continued(workdir, config, data.dataset, from_step, origin or {})
+        folder = workdir / "checkpoints"
+        checkpoints = Checkpoints(folder, keep["keep"], clean=True, run=session.run)
         stack.callback(checkpoints.close)
-        session = {**(origin or {}), "run": run, "from_step": from_step, "changes": changes}
         return loop.train(
             recipe,
             data.dataset.sources[data.train_split],
@@ -164,22 +167,29 @@ def fit(
             about=about_checkpoint(config, family),
             begin=beginning(stack, config, workdir, family, data, planned, extractors, session),
             initial=initial,
-            from_step=from_step,
+            from_step=session.from_step,
         )
 
 
 def continued(
-    workdir: pathlib.Path, config: Mapping[str, Any], data: Dataset, from_step: int | None
-) -> tuple[str, list[str]]:
-    """The identity of the run in a folder, or a new one, and what has changed since it began.
+    workdir: pathlib.Path,
+    config: Mapping[str, Any],
+    data: Dataset,
+    from_step: int | None,
+    origin: Mapping[str, Any],
+) -> Session:
+    """How the run in a folder goes on, or a new one begins.
+
+    The command that went back to a checkpoint, given again, goes on with what came of that.
 
     Raises:
       RunMismatch: something has changed, and `from_step` does not say to go on all the same; or
         the data are of another kind.
     """
+    steps = [complete_steps(workdir / name) for name in ("checkpoints", "best")]
+    if not any(steps):
+        return Session(uuid.uuid4().hex, from_step, [], origin)
     found = folders.identity(workdir)
-    if not any(complete_steps(workdir / name) for name in ("checkpoints", "best")):
-        return uuid.uuid4().hex, []
     changes = folders.changes(workdir, config)
     if changes and from_step is None:
         raise folders.mismatch(workdir, "another config", changes)
@@ -189,7 +199,10 @@ def continued(
         if other and from_step is None:
             raise folders.mismatch(workdir, "other data", other)
         changes += other
-    return found.get("run") or uuid.uuid4().hex, changes
+    if not changes and from_step is not None and from_step == history.went_back_to(workdir):
+        from_step = None
+    run = found.get("run") or run_of_newest(workdir / "checkpoints") or uuid.uuid4().hex
+    return Session(run, from_step, changes, origin)
 
 
 def schedule(config: Mapping[str, Any]) -> loop.Schedule:
@@ -219,7 +232,7 @@ def beginning(
     data: RealData,
     planned: Sequence[Evaluation],
     extractors: FeatureExtractors,
-    session: Mapping[str, Any],
+    session: Session,
 ) -> Callable[[int, int, Mapping[str, Any]], tuple[Writer, loop.Hooks]]:
     """What `loop.train` calls when nothing can be wrong with the config any more.
 
@@ -242,13 +255,9 @@ def beginning(
             extractors=extractors,
             bars=False,
         )
+        check_best(keep["best"], evaluator)
         if jax.process_index() == 0:
-            if session["from_step"] is not None:
-                folders.keep_metrics(workdir)
-            files.write_json(workdir / "config.json", folders.as_dict(config))
-            folders.write_spec(workdir, data.spec)
-            folders.write_identity(workdir, session["run"], data.dataset.identity)
-            folders.add_session(workdir, session, parameters, start, environment.describe())
+            write_beginning(workdir, config, data.dataset, session, parameters, start)
         writer = Writer(workdir, start, settings["steps"], settings["batch_size"])
         stack.callback(writer.close)
         writer.say(
@@ -266,10 +275,41 @@ def beginning(
             best=keep["best"],
             best_mode=keep["best_mode"],
             about=beside,
-            run=session["run"],
-            from_step=session["from_step"],
+            run=session.run,
+            from_step=session.from_step,
         )
         stack.callback(observer.close)
         return writer, observer.hooks
 
     return begin
+
+
+def check_best(best: str, evaluator: evaluate.Evaluator) -> None:
+    """Raises SettingError where so few examples allow no value of what chooses the best."""
+    left = [row for row in evaluator.left_out if best.startswith("eval/")]
+    data = evaluator.data
+    if left and best not in scheduled_names(
+        evaluator.planned, evaluator.family, data.spec, data.test_split
+    ):
+        told = "; ".join(f"{row.metric} {row.note}" for row in left)
+        raise SettingError(f"checkpoint.best={best!r} will never have a value: {told}")
+
+
+def write_beginning(
+    workdir: pathlib.Path,
+    config: Mapping[str, Any],
+    data: Dataset,
+    session: Session,
+    parameters: int,
+    start: int,
+) -> None:
+    """Writes what a run's folder says of the run, and of this start of it."""
+    if session.from_step is not None:
+        history.supersede(workdir, start)
+    config = folders.as_dict(config)
+    if start and folders.read(workdir, "config.json")["sampling"] != config["sampling"]:
+        history.supersede_samples(workdir)
+    files.write_json(workdir / "config.json", config)
+    folders.write_spec(workdir, data.spec)
+    folders.write_identity(workdir, session.run, data.identity)
+    history.add_session(workdir, session, parameters, start, environment.describe())

@@ -155,40 +155,6 @@ def read_spec(workdir: pathlib.Path) -> DataSpec:
     return DataSpec(typed(spec["fields"]), typed(spec["conditions"]), spec["sizes"])
 
 
-def add_session(
-    workdir: pathlib.Path,
-    session: Mapping[str, Any],
-    parameters: int,
-    step: int,
-    environment: Mapping[str, Any],
-) -> None:
-    """Notes in `origin.json` what command starts or resumes a run at `step`, and where.
-
-    Args:
-      session: what to say of the command: {"config", "command", "base"} for the run's report, and
-        of this start alone {"from_step", "changes"} where it goes on from an earlier checkpoint.
-      parameters: how many there are.
-    """
-    try:
-        sessions = json.loads((workdir / "origin.json").read_text())["sessions"]
-    except (OSError, ValueError, LookupError, TypeError):  # none yet, or damaged: a report's loss
-        sessions = []
-    this = {"step": step, **environment}
-    if session.get("from_step") is not None:
-        this |= {"from_step": session["from_step"], "changes": session["changes"]}
-    origin = {key: session[key] for key in ("config", "command", "base") if key in session}
-    origin |= {"parameters": parameters, "sessions": [*sessions, this]}
-    files.write_json(workdir / "origin.json", origin)
-
-
-def keep_metrics(workdir: pathlib.Path) -> None:
-    """Copies `metrics.jsonl`: its rows beyond the step that a run goes on from will be dropped."""
-    count = len(list(workdir.glob("metrics-superseded-*.jsonl")))
-    path = workdir / "metrics.jsonl"
-    if path.is_file():
-        files.write_text(workdir / f"metrics-superseded-{count}.jsonl", path.read_text())
-
-
 def identity(workdir: pathlib.Path) -> dict[str, Any]:
     """`identity.json` of a run: {"run": a name of its own, "data": what its data were}; else {}."""
     path = workdir / "identity.json"

@@ -13,6 +13,7 @@ import pathlib
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -38,13 +39,14 @@ def owned(workdir: pathlib.Path) -> Iterator[None]:
     made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
     try:
-        with _locked(workdir / NAME) as file:
+        name = uuid.uuid4().hex
+        with _locked(workdir / NAME, name) as (file, certain):
             before = _read(file)
             if before:
-                _take_over(workdir, file, before)
-            _write(file, 0)
+                _take_over(workdir, file, before, certain)
+            _write(file, name, 0)
             done = threading.Event()
-            beating = threading.Thread(target=_beat, args=(file, done), daemon=True)
+            beating = threading.Thread(target=_beat, args=(file, name, done), daemon=True)
             beating.start()
             try:
                 yield
@@ -58,22 +60,27 @@ def owned(workdir: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[TextIO]:
-    """The open file of a lock that this process holds; removed at the end."""
+def _locked(path: pathlib.Path, name: str) -> Iterator[tuple[TextIO, bool]]:
+    """The open file of a lock, and whether the system holds it for us.
+
+    Removed at the end, unless it is another owner's than that of this `name`.
+    """
     while True:
         with path.open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                certain = True
             except BlockingIOError:
                 raise _in_use(path.parent, _read(file)) from None
-            except OSError as error:
-                print(f"{path.parent}: its disk has no locks ({error.strerror})", flush=True)
+            except OSError:  # a disk without locks: signs of life alone tell
+                certain = False
             # Another process may have removed the file between its opening and its locking.
             if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                 try:
-                    yield file
+                    yield file, certain
                 finally:
-                    path.unlink(missing_ok=True)
+                    if _read(file).get("name") == name:
+                        path.unlink(missing_ok=True)
                 return
 
 
@@ -85,10 +92,10 @@ def _in_use(workdir: pathlib.Path, owner: dict[str, Any]) -> LockError:
     )
 
 
-def _take_over(workdir: pathlib.Path, file: TextIO, owner: dict[str, Any]) -> None:
-    """Says that an owner is gone; of another machine, only after a while without a sign of life."""
+def _take_over(workdir: pathlib.Path, file: TextIO, owner: dict[str, Any], certain: bool) -> None:
+    """Says that an owner is gone: at once where the system knows, else when it gives no sign."""
     who = f"process {owner.get('process')} on {owner.get('host')}"
-    if owner.get("host") != socket.gethostname():
+    if owner.get("host") != socket.gethostname() or not certain:
         print(
             f"{workdir} belonged to {who}: waiting {PATIENCE:.0f} s for a sign of life from it",
             flush=True,
@@ -101,19 +108,19 @@ def _take_over(workdir: pathlib.Path, file: TextIO, owner: dict[str, Any]) -> No
     print(f"{workdir}: {who} ended without leaving it; taken over", flush=True)
 
 
-def _beat(file: TextIO, done: threading.Event) -> None:
+def _beat(file: TextIO, name: str, done: threading.Event) -> None:
     """Writes who owns the folder again and again, until it is done."""
     beats = 0
     while not done.wait(BEAT):
         beats += 1
         with contextlib.suppress(OSError):  # a full disk is told by whoever writes results
-            _write(file, beats)
+            _write(file, name, beats)
 
 
-def _write(file: TextIO, beats: int) -> None:
-    owner = {"host": socket.gethostname(), "process": os.getpid(), "since": STARTED, "beats": beats}
+def _write(file: TextIO, name: str, beats: int) -> None:
+    owner = {"host": socket.gethostname(), "process": os.getpid(), "since": STARTED}
     file.truncate(0)
-    file.write(json.dumps(owner))
+    file.write(json.dumps({**owner, "name": name, "beats": beats}))
     file.flush()
 
 

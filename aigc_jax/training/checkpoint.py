@@ -7,6 +7,7 @@ over for the one before it, and set aside where it would be in the way; of what 
 newest few stay. One that belongs to another run or step is never taken.
 """
 
+import contextlib
 import gc
 import pathlib
 import re
@@ -44,6 +45,18 @@ class OtherModel(CheckpointError):
 def complete_steps(folder: pathlib.Path) -> list[int]:
     """Steps of the checkpoints in a folder, by their names: a save under way has another name."""
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+
+
+def run_of_newest(folder: pathlib.Path) -> str:
+    """The identity of the run that saved the newest checkpoint whose JSON can be read; else ""."""
+    checkpoints = Checkpoints(folder)
+    try:
+        for step in reversed(checkpoints.steps()):
+            with contextlib.suppress(Exception):  # whatever Orbax makes of a damaged file
+                return checkpoints.about(step).get("run", "")
+    finally:
+        checkpoints.close()
+    return ""
 
 
 @jax.jit
@@ -316,12 +329,15 @@ class Checkpoints:
             def number(path: pathlib.Path) -> int:
                 return int(path.name.rpartition("-")[2])
 
-            free = max(map(number, aside.glob("*-*")), default=-1) + 1
+            def ours() -> list[pathlib.Path]:
+                found = [path for path in aside.iterdir() if re.search(r"^\d{8}.*-\d+$", path.name)]
+                return sorted(found, key=number)
+
+            free = max(map(number, ours()), default=-1) + 1
             for i, (name, what) in enumerate(entries.items(), free):
                 (self.folder / name).rename(aside / f"{name}-{i}")
                 _say(f"{what} now lies in {aside / f'{name}-{i}'}")
-            kept = sorted(aside.glob("*-*"), key=number)
-            for old in kept[:-DAMAGED] if kind == "damaged" else ():
+            for old in ours()[:-DAMAGED] if kind == "damaged" else ():
                 shutil.rmtree(old, ignore_errors=True)
                 _say(f"{old} was removed: the newest {DAMAGED} are kept")
         if jax.process_count() > 1:  # nobody looks before all is moved

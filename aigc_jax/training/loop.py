@@ -118,14 +118,16 @@ def train(
         def save(state: TrainState, step: int, last: bool) -> None:
             if meter.may_save(step, last):
                 checkpoints.save(step, state, beside, prepared=hooks.prepare(state, step))
+            if last:
+                checkpoints.wait()  # while a signal still finds us listening
 
         state, step = _steps(run_step, state, start, batches, schedule, meter, writer, hooks, save)
         checkpoints.wait()
+    meter.finish(step)
     if step == schedule.steps:
-        meter.finish(step)
         writer.say(f"done: step {step}, samples and checkpoints in {checkpoints.folder.parent}")
     else:
-        latest = checkpoints.latest()
+        latest = checkpoints.latest() or 0
         writer.say(f"stopped at step {step}; the same command goes on from step {latest}")
     return state
 

@@ -15,6 +15,7 @@ from aigc_jax.training.writers import Writer
 # A loss this many times its usual size belongs to a run that has diverged; usual is the median of
 # as many sound steps, and at least 1, since losses cross 0.
 EXPLODED, USUAL = 1000.0, 100
+PATIENCE = 50  # times `max_skipped` steps of such a loss, though finite, end a run
 
 
 class DivergedError(RunError):
@@ -75,10 +76,18 @@ class Meter:
                 f"{row['skipped_in_row']:.0f} steps in a row up to step {step} had a loss, a "
                 "gradient or parameters that were not finite, and their updates were skipped"
             )
-        if exploded and step - self.unsound_since == self._max_skipped:
+        unsound = step - self.unsound_since
+        if unsound >= PATIENCE * self._max_skipped:
+            what = exploded or "something was not finite"
+            raise self._diverged(
+                f"{what} since step {self.unsound_since + 1}, for {unsound} steps "
+                "(train.max_skipped=0 lets a run go on whatever happens)"
+            )
+        if exploded and unsound == self._max_skipped:
             self._writer.say(
                 f"step {step}: {exploded} since step {self.unsound_since + 1}: the run seems to "
-                "have diverged. No checkpoint is saved while that lasts"
+                "have diverged. No checkpoint is saved while that lasts, and after "
+                f"{PATIENCE * self._max_skipped} such steps it ends"
             )
 
     def _exploded(self, row: Mapping[str, float]) -> str:

@@ -42,13 +42,20 @@ def test_errors_of_the_system_name_the_path_and_what_to_do(number):
         (UnidentifiedImageError("cannot identify image file 'a.png'"), "a damaged file: cannot"),
         (zipfile.BadZipFile("File is not a zip file"), "a damaged file"),
         (raised(ValueError("x"), OSError(errno.ENOSPC, "No space left on device", "f")), "f: No"),
-        (RunError("could not write: Gloo AllGather failed: Connection closed"), "another process"),
     ],
 )
 def test_known_errors_are_told_in_one_line(error, words):
     told = boundary.explain(error)
     assert words in told
     assert len(told.splitlines()) == 1
+
+
+def test_a_peer_that_is_gone_is_told_only_where_there_are_peers(monkeypatch):
+    error = RunError("could not write: Gloo AllGather failed: Connection closed by peer")
+    assert boundary.explain(error) == str(error)
+    monkeypatch.setattr(boundary.hosts, "joined", lambda: True)
+    assert "another process of this run has ended" in boundary.explain(error)
+    assert boundary.explain(RunError("lower it")) == "lower it"
 
 
 def test_a_damaged_json_is_told():

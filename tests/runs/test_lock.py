@@ -1,5 +1,6 @@
 """A run's folder has one owner."""
 
+import errno
 import json
 import os
 import signal
@@ -84,3 +85,16 @@ def test_what_cannot_be_read_in_a_lock_keeps_nobody_out(tmp_path):
     (tmp_path / lock.NAME).write_text("{")
     with lock.owned(tmp_path):
         pass
+
+
+def test_without_locks_of_the_system_signs_of_life_tell(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    monkeypatch.setattr(lock, "PATIENCE", 1.0)
+    monkeypatch.setattr(lock, "BEAT", 0.2)
+    told = f"process {os.getpid()} on"
+    with lock.owned(tmp_path), pytest.raises(lock.LockError, match=told), lock.owned(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())

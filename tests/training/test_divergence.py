@@ -12,7 +12,7 @@ import toys
 from aigc_jax import streams
 from aigc_jax.runs.folder import RunMismatch
 from aigc_jax.training.checkpoint import complete_steps
-from aigc_jax.training.meter import DivergedError, Meter
+from aigc_jax.training.meter import PATIENCE, DivergedError, Meter
 from aigc_jax.training.step import all_finite, init_state, train_step
 
 BARE = {"log.eval_every": 0, "log.sample_every": 0, "checkpoint.best": ""}
@@ -121,15 +121,28 @@ def test_a_run_goes_on_from_an_earlier_checkpoint_with_another_config(tmp_path, 
     assert len(list((tmp_path / "checkpoints-superseded").iterdir())) == 2
     steps = [row["step"] for row in toys.rows(tmp_path)]
     assert max(steps) == 5
-    kept = (tmp_path / "metrics-superseded-0.jsonl").read_text().splitlines()
+    kept = (tmp_path / "superseded-0" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(kept[-1])["step"] == 6
+    moved = sorted(p.name for p in (tmp_path / "superseded-0" / "samples").iterdir())
+    assert moved == ["00000003.png", "00000006.png"]
     session = json.loads((tmp_path / "origin.json").read_text())["sessions"][-1]
     assert session["from_step"] == 2
     assert "optimizer.learning_rate: 0.05 -> 0.01" in session["changes"]
     toys.train(tmp_path, changes=changes | {"train.steps": 6})  # the new config is the run's
+    capsys.readouterr()
+    toys.train(tmp_path, changes=changes | {"train.steps": 7}, from_step=2)  # as a scheduler does
+    assert "resuming at step 6 of 7" in capsys.readouterr().out
 
 
 def test_from_step_needs_a_checkpoint_of_that_step(tmp_path, whole_runs):
     with pytest.raises(RuntimeError, match="no checkpoint of step 3"):
         toys.train(tmp_path, changes={}, from_step=3)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_finite_explosion_ends_a_run_in_the_end():
+    losses = [1.0] * 3 + [1e5] * (PATIENCE * 2 - 1)
+    metered(losses, limit=2)
+    with pytest.raises(DivergedError, match=r"net/loss is 1e\+05, .* since step 4, for 100 steps"):
+        metered([*losses, 1e5], limit=2)
+    metered([*losses, 1e5], limit=0)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import toys
 
-from aigc_jax.runs.folder import RunMismatch, check_same, differences, write_spec
+from aigc_jax.runs.folder import RunMismatch, check_same, differences, identity, write_spec
 
 KILLS = ("step:5", "save:4", "saved:4")
 SMOKE = (
@@ -180,6 +180,27 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(tmp_path):
         toys.train(tmp_path, changes=more, data=data(65))
     toys.train(tmp_path, changes=more, data=data(65), from_step=3)
     toys.train(tmp_path, changes=short | {"train.steps": 5}, data=data(65))
+
+
+def test_a_run_whose_identity_is_lost_keeps_that_of_its_checkpoints(tmp_path):
+    short = {"train.steps": 2, "log.eval_every": 0, "log.sample_every": 0, "checkpoint.best": ""}
+    toys.train(tmp_path, changes=short)
+    before = identity(tmp_path)["run"]
+    (tmp_path / "identity.json").unlink()
+    toys.train(tmp_path, changes=short | {"train.steps": 3})
+    assert identity(tmp_path)["run"] == before
+
+
+def test_samples_by_another_config_are_set_aside_where_their_names_would_be_the_same(tmp_path):
+    short = {"train.steps": 2, "log.eval_every": 0, "log.sample_every": 0, "checkpoint.best": ""}
+    toys.train(tmp_path, changes=short)
+    (tmp_path / "generated").mkdir()
+    (tmp_path / "generated" / "step00000002-seed0-n1.png").touch()
+    toys.train(tmp_path, changes=short | {"train.steps": 3})
+    assert (tmp_path / "generated").is_dir()
+    toys.train(tmp_path, changes=short | {"train.steps": 4, "sampling.steps": 5})
+    assert not (tmp_path / "generated").exists()
+    assert (tmp_path / "superseded-0" / "generated" / "step00000002-seed0-n1.png").is_file()
 
 
 def test_a_value_that_is_no_number_equals_itself():
