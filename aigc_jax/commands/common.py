@@ -10,7 +10,6 @@ import numpy as np
 
 from aigc_jax import build, checks
 from aigc_jax.data import datasets
-from aigc_jax.data.splits import overlap
 from aigc_jax.errors import SettingError
 from aigc_jax.family import DataSpec, Family, Variables
 from aigc_jax.runs import folder as folders
@@ -34,7 +33,7 @@ def open_data(config: Mapping[str, Any], splits: Iterable[str] = ()) -> RealData
     data = data_settings(config)
     train, test = data.pop("train_split"), data.pop("test_split")
     dataset = datasets.load(**data, splits=tuple(dict.fromkeys((train, test, *splits))))
-    both = overlap(*(dataset.parts.get(split, ()) for split in (train, test)))
+    both = dataset.shared(train, test)
     if both and train != test:
         raise SettingError(
             f"data.train_split={train} and data.test_split={test} share {both:,} examples: "

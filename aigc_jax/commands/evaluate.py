@@ -1,6 +1,8 @@
 """Measures a trained model: prints a table, writes it as JSON and renews the run's report."""
 
 import argparse
+import hashlib
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,6 +14,7 @@ from aigc_jax import files
 from aigc_jax.commands import common, report
 from aigc_jax.errors import SettingError
 from aigc_jax.evaluation import results
+from aigc_jax.evaluation.evaluators import DISTRIBUTION
 from aigc_jax.family import Family
 from aigc_jax.runs import evaluate
 from aigc_jax.runs import folder as folders
@@ -116,6 +119,7 @@ def run(
     counts = sorted({e.count for e in planned if e.draws})
     words = [f"step{model.step:08d}", f"seed{seed}", *(f"n{n}" for n in counts)]
     words += [*evaluator.networks, *["raw"] * raw, *different, *(evaluations or ())]
+    words.append(digest(evaluator))
     path = evaluate.write(workdir, "-".join(words), result, step=model.step, scheduled=False)
     if jax.process_index() == 0:
         about = f", {' and '.join(map(str, counts))} samples" if counts else ""
@@ -125,6 +129,24 @@ def run(
         if is_run:
             report.run(workdir)
     return result.rows
+
+
+def digest(evaluator: evaluate.Evaluator) -> str:
+    """What tells a result from one of other settings, data or weights of feature networks.
+
+    Eight letters of a name, which says in words only what is asked for most: evaluations made again
+    get the same name, and no others replace them.
+    """
+    of_each = []
+    for e in evaluator.planned:
+        keys = ("reference_split", "statistics", "manifold_count") if e.draws else ()
+        network = e.metric in DISTRIBUTION and evaluator.extractor(e).digest
+        settings = {key: e.settings[key] for key in keys}
+        of_each.append([e.name, e.metric, e.sampling, e.count, e.limit, settings, network])
+    data = evaluator.data
+    of_data = [data.name, data.train_split, data.test_split, folders.as_dict(data.dataset.identity)]
+    content = [of_each, evaluator.sampling, evaluator.seed, data.batch_size, of_data]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def chosen(

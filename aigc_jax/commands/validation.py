@@ -1,11 +1,10 @@
 """What every config holds, and all that is checked before a run compiles or writes anything."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 from aigc_jax import build
-from aigc_jax.checks import OR_EMPTY, Count, Finite, OneOf, Range, Whole, value
+from aigc_jax.checks import OR_EMPTY, Count, Finite, OneOf, Range, Whole, one_of, value
 from aigc_jax.commands import common
 from aigc_jax.errors import SettingError
 from aigc_jax.family import DataSpec, Family
@@ -78,10 +77,7 @@ def check(config: Mapping[str, Any]) -> None:
         value(name, sections[name], kind)
     known = (*OF_A_RUN, *OF_ALL, build.FAMILIES[family][1])
     for name in config:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise SettingError(f"the config of a {family} has no section {name!r}{hint}")
+        one_of(f"a section of a config of family {family!r}", name, known)
     common.data_settings(sections)
     plan(sections["evaluations"], sections["evaluation"])
 

@@ -16,7 +16,7 @@ from aigc_jax.data import digits, folders, identity, labels, mixtures, pairs, pr
 from aigc_jax.data.identity import Identity
 from aigc_jax.data.images import DataError, Record
 from aigc_jax.data.sources import Reader, Source
-from aigc_jax.data.splits import Part, choose
+from aigc_jax.data.splits import Part, choose, overlap
 from aigc_jax.family import DataSpec, Field
 
 Side = Annotated[int, Range(0, 16_384)]  # pixels; one colour image of that size takes 0.8 GB
@@ -42,6 +42,10 @@ class Dataset(NamedTuple):
     parts: Mapping[str, tuple[Part, ...]] = MappingProxyType({})
     identity: Identity = MappingProxyType({})
     about: str = ""
+
+    def shared(self, one: str, other: str) -> int:
+        """How many examples two splits share, whether or not they are the same one."""
+        return overlap(*(self.parts.get(split, ()) for split in (one, other)))
 
 
 class _Collection(NamedTuple):

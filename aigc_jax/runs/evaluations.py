@@ -11,7 +11,6 @@ import numpy as np
 from aigc_jax import modalities
 from aigc_jax.checks import Count, OneOf, Whole, arguments, kinds, one_of, shown, value
 from aigc_jax.data import mixtures
-from aigc_jax.data.splits import overlap
 from aigc_jax.errors import SettingError
 from aigc_jax.evaluation import evaluators, features
 from aigc_jax.evaluation.results import Row
@@ -241,8 +240,8 @@ def compared_with(e: Evaluation, data: RealData) -> tuple[str, str]:
 
 def shared_examples(e: Evaluation, data: RealData) -> str:
     """In words that the reference holds examples that should be held out from it; else ""."""
-    both = reference, held_out = compared_with(e, data)
-    count = overlap(*(data.dataset.parts.get(split, ()) for split in both))
+    reference, held_out = compared_with(e, data)
+    count = data.dataset.shared(reference, held_out)
     if not count or reference == held_out or e.to_statistics:
         return ""
     return f"the reference holds {count:,} examples of {held_out}: set evaluation.reference_split"

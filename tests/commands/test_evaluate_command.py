@@ -1,6 +1,9 @@
 """Evaluating by command: another protocol, some of the evaluations, weights from elsewhere."""
 
 import json
+import types
+
+import samplers
 
 from aigc_jax.commands import evaluate
 from aigc_jax.runs.evaluations import plan
@@ -15,7 +18,8 @@ def test_another_evaluation_of_a_checkpoint(run, launch, capsys, tmp_path):
     launch(*evaluate, "--num=16", "--step=2", "--raw", "--seed=7", "--batch=8")
     said = capsys.readouterr().out
     name = "step00000002-seed7-n16-digits-raw-sampler_ddim-steps_3"
-    content = json.loads((folder / "evaluations" / f"{name}.json").read_text())
+    (path,) = (folder / "evaluations").glob(f"{name}-????????.json")
+    content = json.loads(path.read_text())
     assert content["step"] == 2
     assert not content["scheduled"]
     row = next(row for row in content["rows"] if row["metric"] == "kd_digits")
@@ -38,10 +42,38 @@ def test_the_number_asked_for_wins_over_an_evaluations_own():
     assert [e.count for e in evaluate.of_count(planned, None)] == [50, 500, 0]
 
 
-def test_some_of_the_evaluations_lie_beside_all_of_them(run, launch):
+def test_results_of_other_settings_lie_beside_each_other(run, launch):
     folder, _ = run
-    launch("--mode=evaluate", f"--workdir={folder}", "--evaluations=kid,examples", "--num=16")
-    (path,) = (folder / "evaluations").glob("*-kid-examples.json")
-    assert path.name == "step00000004-seed0-n16-digits-kid-examples.json"
+    some = ["--mode=evaluate", f"--workdir={folder}", "--evaluations=kid,examples", "--num=16"]
+    launch(*some)
+    launch(*some)  # the same once more
+    (path,) = (folder / "evaluations").glob("*-kid-examples-????????.json")
+    assert path.name.startswith("step00000004-seed0-n16-digits-kid-examples-")
     metrics = [row["metric"] for row in json.loads(path.read_text())["rows"]]
     assert sorted(metrics) == ["kd_digits", "loss"]
+    launch(*some, f"{DIGITS}:smoke+conditional", "--config.evaluation.reference_split=test")
+    assert len([*(folder / "evaluations").glob("*-kid-examples-????????.json")]) == 2
+
+
+def test_the_name_of_a_result_depends_on_all_that_the_result_does():
+    def name(given=None, data=samplers.DATA, network="a" * 64, sampling=None, **changes):
+        planned = plan(given or {"kid": {}, "examples": {}}, samplers.SETTINGS | changes)
+        made = types.SimpleNamespace(planned=planned, data=data, seed=0, sampling=sampling or {})
+        made.extractor = lambda e: types.SimpleNamespace(digest=network)
+        return evaluate.digest(made)
+
+    other_data = samplers.DATA.dataset._replace(identity={"name": "digits"})
+    names = [
+        name(),
+        name(network="b" * 64),
+        name(sampling={"steps": 3}),
+        name(data=samplers.DATA._replace(dataset=other_data)),
+        name({"kid": {}}),
+        name({"kid": {"sampling": {"steps": 5}}, "examples": {}}),
+        name(reference_split="test"),
+        name(manifold_count=7),
+        name(statistics="x"),
+        name(count=9),
+    ]
+    assert len({*names}) == len(names)
+    assert names[0] == name(scheduled_count=9, at_end=True)

@@ -222,8 +222,8 @@ def check_told(changes, words, base="vae_digits"):
         ({"data.in_memory": "yes"}, "config.data.in_memory is True or False or None, not 'yes'"),
         ({"published": (("fid", "3", "paper"),)}, "maybe empty, of (text, a number that is finite"),
         ({"train": {"batch_size": 8}}, "config.train lacks 'steps', 'sharding', 'max_skipped'"),
-        ({"optimzer": {}}, "config of a vae has no section 'optimzer'; did you mean 'optimizer'?"),
-        ({"gan": {}}, "the config of a vae has no section 'gan'"),
+        ({"optimzer": {}}, "not 'optimzer'; did you mean 'optimizer'?"),
+        ({"gan": {}}, "a section of a config of family 'vae' is one of family, seed, "),
         ({"log.evrey": 3}, "config.log has no key 'evrey' (did you mean 'every'?)"),
     ],
 )
