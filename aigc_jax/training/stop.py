@@ -19,6 +19,7 @@ AT_ONCE = 130  # exit code; 128 + SIGINT, as a shell gives
 def asked() -> Iterator[Callable[[int], bool]]:
     """Yields step -> whether to stop there: after a signal, with several processes to any of them.
 
+    With several processes SIGTERM is the runtime's, and a second one of it changes nothing.
     A signal that whoever started the process had ignored stays ignored, as SIGHUP under nohup.
     """
     received: list[int] = []
