@@ -105,6 +105,7 @@ def open_folder(
         f"{_about_classes(classes, found.source, chosen)}, {how}",
         *(f"{name}/ is {s}" for name, s in split_of.items() if name.lower() != s.lower()),
         *found.notes,
+        *classes.notes,
         *([f"passed over: {', '.join(filter(None, passed))}"] if any(passed) else ()),
     ]
     return Folder(files, names, classes, chosen, channels, "; ".join(about))

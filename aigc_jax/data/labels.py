@@ -13,8 +13,10 @@ from aigc_jax.data.images import DataError, Files, plain
 # Where labels are looked for, in this order: StyleGAN's file, those of Hugging Face's imagefolder,
 # a table.
 FILES = ("dataset.json", "metadata.jsonl", "labels.csv", "metadata.csv")
-_NAME_COLUMNS = ("file_name", "filename", "file", "image", "path", "name")
-_LABEL_COLUMNS = ("label", "class", "category")
+_NAME_COLUMNS = ("file_name", "filename", "file", "image", "path", "image_id", "id", "name")
+_LABEL_COLUMNS = ("label", "class", "category", "breed")
+# Whole numbers are names, and no classes by these numbers, where so many more would have no image.
+SPARSE, MANY = 10, 1_000
 _HINT = "mend it, or set data.labels_from to 'none', 'folders' or another file"
 
 Label = int | str
@@ -43,11 +45,13 @@ class Classes(NamedTuple):
       ids: of each image, in 0..count-1; None where it has none; () where there are no classes.
       count: how many classes there are.
       names: of the classes; () where they are just these numbers.
+      notes: how the labels were taken, in words, where that may surprise.
     """
 
     ids: tuple[int | None, ...] = ()
     count: int = 0
     names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def of_files(listing: Files, folders: Iterable[str], wanted: str | None) -> Labels:
@@ -112,16 +116,24 @@ def of_folders(paths: Sequence[str]) -> Labels:
 def number(labels: Labels) -> Classes:
     """Names, and those of folders, are numbered from 0 in their natural order: 2 before 10.
 
-    Whole numbers in a file stay what they are.
+    Whole numbers in a file stay what they are, written as "3" or "3.0", unless they are far more
+    than the classes, such as dates: these are names.
     """
-    known = set(labels.values) - {None}
-    if labels.files and all(re.fullmatch("[0-9]+", str(label)) for label in known):
-        ids = tuple(None if label is None else int(label) for label in labels.values)
-        return Classes(ids, max(map(int, known), default=-1) + 1)
-    names = sorted(map(str, known), key=_natural)
+    values = [None if label is None else str(label) for label in labels.values]
+    known, notes = set(values) - {None}, ()
+    if labels.files and all(re.fullmatch(r"[0-9]+(\.0*)?", label) for label in known):
+        ids = tuple(None if label is None else int(label.partition(".")[0]) for label in values)
+        distinct = set(ids) - {None}
+        count = max(distinct, default=-1) + 1
+        if count <= max(MANY, SPARSE * len(distinct)):
+            return Classes(ids, count)
+        values = [None if label is None else str(label) for label in ids]
+        known = set(values) - {None}
+        notes = (f"numbers up to {count - 1} are taken for names of {len(known):,} classes",)
+    names = sorted(known, key=_natural)
     place = {name: i for i, name in enumerate(names)}
-    ids = tuple(None if label is None else place[str(label)] for label in labels.values)
-    return Classes(ids, len(names), telling(names))
+    ids = tuple(None if label is None else place[label] for label in values)
+    return Classes(ids, len(names), telling(names), notes)
 
 
 def telling(names: Sequence[str]) -> tuple[str, ...]:
@@ -194,8 +206,10 @@ def _path(path: Any) -> str:
 
 
 def _label(name: str, label: Any) -> Label:
-    if isinstance(label, str) or (type(label) is int and label >= 0):
-        return label.strip() if isinstance(label, str) else label
+    if isinstance(label, str):
+        return label.strip()
+    if type(label) in (int, float) and label >= 0 and label == label // 1:
+        return int(label)
     raise DataError(
         f"{name}: a label is a name or a whole number from 0 on, not {label!r}: {_HINT}"
     )

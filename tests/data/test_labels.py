@@ -32,6 +32,13 @@ STYLEGAN = {"labels": [["0/000.png", 3], ["0/001.png", 0], ["0/gone.png", 1]]}
             "label;file_name\nb10;0/000.png\nb9;0/001.png\nb9;x.png",
             {"b9": 1, "b10": 1},
         ),
+        ("labels.csv", "id,label\n000,1.0\n001,0.0\ngone,2.0\n002,\n", {0: 1, 1: 1}),
+        (
+            "metadata.jsonl",
+            '{"image_id": "0/000", "label": 1.0}\n{"image_id": "0/001", "label": 0.0}\n'
+            '{"image_id": "gone", "label": 2.0}',
+            {0: 1, 1: 1},
+        ),
     ],
 )
 @pytest.mark.parametrize("wrapper", ["", "set/"])
@@ -90,6 +97,20 @@ def test_damaged_label_files_are_refused(tmp_path, name, text, message):
         folders.open_folder(str(tmp_path))
     assert "data.labels_from" in str(error.value)
     assert folders.open_folder(str(tmp_path), labels_from="none").names
+
+
+def test_numbers_that_are_no_count_are_names(tmp_path):
+    fill(tmp_path, 3)
+    (tmp_path / "labels.csv").write_text(
+        "image,label\n000.png,20231102\n001.png,20231101.0\n002.png,20231102\n"
+    )
+    found = folders.open_folder(str(tmp_path))
+    assert counts(found) == {"20231101": 1, "20231102": 2}
+    assert "numbers up to 20231102 are taken for names of 2 classes" in found.about
+    number = lambda *values: labels.number(labels.Labels(values, "x", ("x",)))  # noqa: E731
+    assert number(0, 999) == labels.Classes((0, 999), 1000)
+    assert number(0, 1000).names == ("0", "1000")
+    assert number(*range(0, 2000, 10)).count == 1991  # of 200 classes: a tenth has images
 
 
 def test_names_are_in_their_natural_order():
