@@ -58,8 +58,9 @@ def open_folder(
 
     A subfolder that holds all images is looked into. Subfolders `DOMAINS` are splits, and so are
     two or more of `SPLITS`, by these names or others (`OTHER_NAMES`); without them images are held
-    out by name (`held_out`). Classes come from a file of labels (`labels.FILES`), else from the subfolders, of the splits where there are
-    any (`labels.of_folders`). An image without a split or a label is passed over.
+    out by name (`held_out`). Classes come from a file of labels (`labels.FILES`), else from the
+    subfolders, of the splits where there are any (`labels.of_folders`). An image without a split
+    or a label is passed over.
 
     Args:
       labels_from: None finds them; "none" takes no classes, "folders" those of subfolders, and a
@@ -204,19 +205,17 @@ def _find_labels(
     domains = not set(DOMAINS).isdisjoint(split_of.values())
     if labels_from == "none" or (labels_from is None and domains):
         return Labels()
-    notes = ()
     if labels_from != "folders":
         above = [root[:end] for end in range(len(root)) if root[:end].endswith("/")]
         below = [f"{root}{folder}/" for folder in sorted(split_of)]
         found = labels.of_files(files, dict.fromkeys(("", *above, *below, root)), labels_from)
-        if found.source or (found.files and not found.notes):  # or a file says that there are none
+        if found.source or found.files:  # a file may say that there are none
             return found
-        notes = found.notes
     paths = [plain(name[len(root) :]) for name in files.names]
     found = labels.of_folders([p.partition("/")[2] if split_of else p for p in paths])
     if labels_from and not found.source:
         raise DataError(f"data.labels_from='folders', but {files.path!r} has not two of classes")
-    return found._replace(notes=(*notes, *found.notes))
+    return found
 
 
 def _channels(files: Files, names: Sequence[str]) -> tuple[int, str]:

@@ -1,5 +1,6 @@
 """Labels of a folder's images: from a file beside them, else from the subfolders they lie in."""
 
+import collections
 import csv
 import io
 import json
@@ -60,15 +61,25 @@ def of_files(listing: Files, folders: Iterable[str], wanted: str | None) -> Labe
     Args:
       listing: of the images.
       folders: where to look, as "pets/", "" being the top. The paths in a file begin in its own
-        folder, else in the last of these.
+        folder, else in the last of these, else in the one of them that has such an image. They may
+        lack the suffix, where no two images differ in that alone.
       wanted: the file's name; None looks for `FILES`.
 
     Raises:
-      DataError: a damaged file; one that was wanted and is not there, or has no labels.
+      DataError: a damaged file; one that was wanted and is not there, or has no labels; labels of
+        other images only.
     """
     folders = list(folders)
-    known, others = set(map(plain, listing.names)), set(listing.others)
+    known, others = _by_path_and_stem(listing.names), set(listing.others)
     values, used, missing = {}, [], 0
+
+    def find(folder: str, image: str) -> str | None:
+        for places in ((folder,), (folders[-1],), folders):
+            paths = {known.get(plain(place) + image) for place in places} - {None}
+            if paths:
+                return paths.pop() if len(paths) == 1 else None
+        return None
+
     for folder in folders:
         for name in (wanted,) if wanted else FILES:
             file = folder + name
@@ -77,8 +88,7 @@ def of_files(listing: Files, folders: Iterable[str], wanted: str | None) -> Labe
                 continue
             used.append(file)
             for image, label in found.items():
-                paths = [plain(f) + image for f in (folder, folders[-1])]
-                path = next((path for path in paths if path in known), None)
+                path = find(folder, image)
                 missing += path is None
                 values[path] = label
             break
@@ -88,10 +98,15 @@ def of_files(listing: Files, folders: Iterable[str], wanted: str | None) -> Labe
             f"data.labels_from={wanted!r} is no file in {listing.path!r} that has labels of its "
             f"images; it may be 'none', 'folders' or such as {FILES[0]}"
         )
+    if missing and not values:
+        raise DataError(
+            f"{', '.join(used)} has labels of images that are not in {listing.path!r} only: "
+            "correct the names in it, or set data.labels_from to 'none' or 'folders'"
+        )
+    if not values:
+        return Labels(files=tuple(used))
     said = f"images named in {', '.join(used)} that are not there: {missing:,}"
     notes = (said,) if missing else ()
-    if not values:
-        return Labels(files=tuple(used), notes=notes)
     every = [values.get(plain(name)) for name in listing.names]
     return Labels(every, ", ".join(used), tuple(used), notes)
 
@@ -149,7 +164,8 @@ def read(name: str, data: bytes) -> dict[str, Label] | None:
     Args:
       name: of the file: .json of StyleGAN ({"labels": [[path, number], ...] or null}), .jsonl with
         an object a line, else a table with a header, separated by commas, semicolons or tabs. The
-        latter two have a column such as "file_name" and one such as "label".
+        latter two have a column such as "file_name" and one such as "label"; the only other column
+        counts as that where its values recur, which captions do not.
 
     Raises:
       DataError: it is damaged, or its labels are neither names nor whole numbers from 0 on.
@@ -192,13 +208,26 @@ def _natural(name: str) -> tuple:
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> list[tuple[str, Any]] | None:
-    """(path, label) of each row; None where there are no such columns."""
+    """(path, label) of each row, see `read`; None where there are no such columns."""
     keys = {str(key).strip().lower(): key for row in rows for key in row}
     path = next((keys[name] for name in _NAME_COLUMNS if name in keys), None)
     label = next((keys[name] for name in _LABEL_COLUMNS if name in keys), None)
+    if path is not None and label is None and len(keys) == 2:
+        (other,) = {*keys.values()} - {path}
+        found = [str(row[other]) for row in rows if row.get(other) not in (None, "")]
+        label = other if 2 * len(set(found)) <= len(found) else None
     if path is None or label is None:
         return None
     return [(row[path], row.get(label)) for row in rows]
+
+
+def _by_path_and_stem(names: Sequence[str]) -> dict[str, str]:
+    """{path, with its suffix or without: path}; without it only where one path is meant."""
+    paths = [plain(name) for name in names]
+    stems = [os.path.splitext(path)[0] for path in paths]
+    count = collections.Counter(stems)
+    unique = {stem: path for stem, path in zip(stems, paths, strict=True) if count[stem] == 1}
+    return unique | {path: path for path in paths}
 
 
 def _path(path: Any) -> str:
