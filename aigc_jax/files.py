@@ -11,6 +11,7 @@ refuses before the work what is there already.
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -71,28 +72,39 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
 def folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a folder to fill, which is to be found at `path` when the block ends well, whole.
 
-    A kill or an error leaves nothing there. A folder that holds something already is yielded
-    itself: it keeps what it holds, and gets the new files one by one.
+    A kill or an error leaves nothing there. A folder that holds something already, or that none can
+    take the place of, is yielded itself: it keeps what it holds, and gets the new files one by one.
 
     Raises:
       OSError: it could not be made; the message names it.
+      OutputError: it is complete, but something came to lie at `path` meanwhile; the message names
+        the folder beside it that holds the results.
     """
     path = pathlib.Path(path).resolve()  # nothing takes the place of a link to an empty folder
-    if _holds_something(path):
+    if _is_filled_in_place(path):
         yield path
         return
     partial = _partial(path)
-    try:
-        with _named(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(path.parent)
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-        yield partial
-        with _named(path):
-            partial.replace(path)
-    finally:
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path.parent)
         shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    try:
+        partial.replace(path)
+    except OSError as error:
+        names = (path.with_name(f"{path.name}-{i}") for i in itertools.count(1))
+        free = next(name for name in names if not os.path.lexists(name))
+        with _named(free):
+            partial.rename(free)
+        raise OutputError(
+            f"the results are in {free}: {path} came to hold something else ({error.strerror})"
+        ) from error
 
 
 def move(path: pathlib.Path, place: pathlib.Path) -> None:
@@ -136,13 +148,13 @@ def check(
                 raise OutputError(f"{path} is a folder, in the way of a file: {ELSEWHERE}")
             if new and _holds_something(path):
                 raise OutputError(f"{path} is not empty: {INSTEAD}")
-            if path.is_mount() and not _holds_something(path):
-                raise OutputError(f"{path} is a mount point: name a folder within it by --output")
         elif os.path.lexists(path) and (folders or new):
             if folders:
                 raise OutputError(f"{path} is a file, in the way of a folder: {ELSEWHERE}")
             raise OutputError(f"{path} is there already: {INSTEAD}")
-        place = path if _holds_something(path) else path.resolve().parent
+        final = path.resolve() if folders else path.absolute()
+        filled = final.is_dir() and (not new or _is_filled_in_place(final))
+        place = final if filled else final.parent
         _check_writable(next(p for p in (place, *place.parents) if os.path.lexists(p)), path, size)
 
 
@@ -163,10 +175,7 @@ def check_apart(
 def _check_writable(place: pathlib.Path, path: pathlib.Path, size: int) -> None:
     if not place.is_dir():
         raise OutputError(f"{place} is no folder, so there can be no {path}: {ELSEWHERE}")
-    try:
-        with tempfile.TemporaryFile(dir=place) as probe:
-            probe.write(bytes(PROBE))
-    except OSError as error:
+    if error := _refusal(place):
         raise OutputError(
             f"{path} cannot be written, {place} takes no file ({error.strerror}): write "
             "elsewhere by --output or --workdir"
@@ -179,6 +188,26 @@ def _check_writable(place: pathlib.Path, path: pathlib.Path, size: int) -> None:
         )
 
 
+def _refusal(place: pathlib.Path) -> OSError | None:
+    """Why a folder takes no file; None of one that does."""
+    try:
+        with tempfile.TemporaryFile(dir=place) as probe:
+            probe.write(bytes(PROBE))
+    except OSError as error:
+        return error
+    return None
+
+
+def _is_filled_in_place(path: pathlib.Path) -> bool:
+    """Whether a folder is there that no other can take the place of.
+
+    It holds something, is a mount point such as a volume of Docker, or lies in someone else's.
+    """
+    if not path.is_dir():
+        return False
+    return _holds_something(path) or path.is_mount() or _refusal(path.parent) is not None
+
+
 def _holds_something(path: pathlib.Path) -> bool:
     return path.is_dir() and any(path.iterdir())
 
@@ -189,7 +218,9 @@ def _named(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(f"could not write {path}: {error}") from error
+        if error.errno is None:  # of a library, in its own words
+            raise OSError(f"could not write {path}: {error}") from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _partial(path: pathlib.Path) -> pathlib.Path:

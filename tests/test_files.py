@@ -1,17 +1,20 @@
 """Files and folders are written whole or not at all, over nothing that someone has."""
 
 import collections
+import errno
 import os
 import pathlib
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
 
 from aigc_jax import files
+from aigc_jax.commands import boundary
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DEAD = 2**22 + 1  # above any process number of Linux
@@ -47,10 +50,22 @@ def test_what_could_not_be_written_is_named(tmp_path):
     ):
         raise OSError("no space")
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(OSError, match=r"could not write .*file/a\.txt"):
+    with pytest.raises(OSError, match=r"\[Errno .*file/a\.txt"):
         files.write_text(tmp_path / "file" / "a.txt", "")
-    with pytest.raises(OSError, match=r"could not write .*file: "), files.folder(tmp_path / "file"):
+    with pytest.raises(OSError, match=r"/file/a'"), files.folder(tmp_path / "file" / "a"):
         pass
+
+    def full(error):
+        with files.replacing(tmp_path / "a.npz"):
+            raise error
+
+    with pytest.raises(OSError, match="No space") as caught:  # as a write fails, which names none
+        full(OSError(errno.ENOSPC, "No space left on device"))
+    told = boundary.explain(caught.value)
+    assert told.startswith(f"{tmp_path / 'a.npz'}: No space left on device; make room")
+    with pytest.raises(PermissionError) as caught:
+        full(PermissionError(errno.EACCES, "Permission denied", "elsewhere"))
+    assert boundary.explain(caught.value).startswith(f"{tmp_path / 'a.npz'}: Permission denied; ")
     assert content(tmp_path) == {"file": b"mine"}
 
 
@@ -76,6 +91,24 @@ def test_a_folder_is_there_when_it_is_complete(tmp_path, there):
         assert not path.exists() or not list(path.iterdir())
     assert content(tmp_path) == {"deep/out/sub/a": b"1"}
     assert path.is_symlink() == (there == "link")
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_results_are_kept_where_their_place_is_taken_meanwhile(tmp_path, kind):
+    path = tmp_path / "out"
+    (tmp_path / "out-1").write_text("mine")
+
+    def taken():
+        with files.folder(path) as folder:
+            (folder / "a").write_text("hours")
+            if kind == "folder":
+                path.mkdir()
+            (path / ".DS_Store" if kind == "folder" else path).write_text("")
+
+    with pytest.raises(files.OutputError, match=r"the results are in .*/out-2: .*/out came to"):
+        taken()
+    there = "out/.DS_Store" if kind == "folder" else "out"
+    assert content(tmp_path) == {there: b"", "out-1": b"mine", "out-2/a": b"hours"}
 
 
 def test_a_folder_that_holds_something_keeps_it(tmp_path):
@@ -184,10 +217,38 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
         files.check(tmp_path / "out", size=1000)
 
 
-def test_a_mount_point_is_refused_as_nothing_can_take_its_place(tmp_path, monkeypatch):
-    monkeypatch.setattr(pathlib.Path, "is_mount", lambda self: self == tmp_path)
-    with pytest.raises(files.OutputError, match="is a mount point: name a folder within it"):
-        files.check(tmp_path, folders=True)
+@pytest.mark.parametrize("reason", ["a mount", "someone else's parent"])
+def test_an_empty_folder_whose_place_none_can_take_is_filled(tmp_path, monkeypatch, reason):
+    """A fresh volume, and a folder that an administrator made, for a run and for results."""
+    path, made = tmp_path / "own", tempfile.TemporaryFile
+    path.mkdir()
+
+    def refused(dir):
+        if dir == path:
+            return made(dir=dir)
+        raise OSError(errno.EACCES, "Permission denied", str(dir))
+
+    if reason == "a mount":
+        monkeypatch.setattr(pathlib.Path, "is_mount", lambda self: self == path)
+    else:
+        monkeypatch.setattr(files.tempfile, "TemporaryFile", refused)
+    for new in (False, True):
+        files.check(path, folders=True, new=new)
+    with files.folder(path) as folder:
+        files.write_text(folder / "a", "1")
+    assert folder == path
+    assert content(tmp_path) == {"own/a": b"1"}
+    if reason != "a mount":  # its parent is what a new folder or file beside it needs
+        with pytest.raises(files.OutputError, match=r"takes no file \(Permission denied\)"):
+            files.check(tmp_path / "other", folders=True, new=False)
+        files.check(path / "deep" / "b", path / "c")
+
+
+def test_a_file_takes_the_place_of_a_link_and_needs_no_rights_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "a").symlink_to("/proc/version")
+    files.check(tmp_path / "a", new=False)
+    files.write_text(tmp_path / "a", "1")
+    assert content(tmp_path) == {"a": b"1"}
 
 
 @pytest.mark.parametrize("output", ["in", "in/out", "in/a/b", "other/../in/x", "link", "link/x"])

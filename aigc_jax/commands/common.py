@@ -27,20 +27,20 @@ def data_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def open_data(config: Mapping[str, Any], splits: Iterable[str] = ()) -> RealData:
     """The data set of a config, with its splits for training and testing and those named.
 
-    Says what was found in a folder of images. Raises ValueError where the two splits are not the
-    same one and yet share examples.
+    Says what was found in a folder of images, and where the two splits are not the same one and yet
+    share examples.
     """
     data = data_settings(config)
     train, test = data.pop("train_split"), data.pop("test_split")
     dataset = datasets.load(**data, splits=tuple(dict.fromkeys((train, test, *splits))))
-    both = dataset.shared(train, test)
+    both, said = dataset.shared(train, test), [dataset.about] if dataset.about else []
     if both and train != test:
-        raise SettingError(
-            f"data.train_split={train} and data.test_split={test} share {both:,} examples: "
-            "a model is tested on others than it learns from"
+        said.append(
+            f"warning: data.train_split={train} and data.test_split={test} share {both:,} "
+            "examples: what is measured on these says nothing of new ones"
         )
-    if dataset.about and jax.process_index() == 0:
-        print(dataset.about, flush=True)
+    if said and jax.process_index() == 0:
+        print(*said, sep="\n", flush=True)
     return RealData(data["name"], dataset, train, test, config["train"]["batch_size"])
 
 

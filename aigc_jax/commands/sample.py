@@ -133,7 +133,9 @@ def run(
     words = [*["raw"] * raw, *filter(None, [dtype]), *labels_word(asked and labels), *different]
     name = "-".join([f"step{model.step:08d}", f"seed{seed}", f"n{count}", *words])
     new = bool(output) or not folders.is_run(workdir)  # samples of another run may be called so
-    check_places(folder / name, new=new, save=save, frames=frames, gif=gif)
+    of = model.family, model.variables, mesh
+    others = figures.figure_paths(*of, folder, name) if pictures else []
+    check_places(folder / name, others, new=new, save=save, frames=frames, gif=gif)
 
     drawn = partial(draw, model.driver(mesh), model.variables, mesh, seed=seed, labels=labels)
     batches = with_bar(drawn(count=count, batch_size=batch_size), count)
@@ -141,8 +143,7 @@ def run(
     samples = np.concatenate([modality.to_stored(batch) for batch in batches])
     if frames:
         strips = strips_of(drawn, min(count, 64 if gif else 10), frames)
-    if pictures:
-        shown = figures.figures(model.family, model.variables, mesh, seed, model.spec.kind)
+    shown = figures.figures(*of, seed, model.spec.kind) if pictures else []
     path = folder / f"{name}.png"
     if jax.process_index() > 0:  # the first process writes for all
         return path
@@ -184,9 +185,17 @@ def check_room(folder: pathlib.Path, model: models.Model, modality: Modality, ar
     sharding.check_on_first(partial(files.check, folder, folders=True, new=False, size=size))
 
 
-def check_places(path: pathlib.Path, *, new: bool, save: str, frames: int, gif: bool) -> None:
-    """Raises ValueError where files by this name, before its suffixes, cannot be written."""
-    paths = [path.with_name(path.name + ".png")]
+def check_places(
+    path: pathlib.Path,
+    others: Sequence[pathlib.Path] = (),
+    *,
+    new: bool,
+    save: str,
+    frames: int,
+    gif: bool,
+) -> None:
+    """Raises ValueError where files by this name (before its suffixes), or others, cannot be."""
+    paths = [path.with_name(path.name + ".png"), *others]
     paths += [path.with_name(path.name + ".npz")] * (save == "npz")
     paths += [frames_path(path, frames, gif)] * bool(frames)
 

@@ -137,7 +137,7 @@ def _open_images(
     skip: bool,
 ) -> Dataset:
     """Opens splits of encoded images: decodes them into memory, or gets ready to stream them."""
-    parts = choose(name, collection.sizes, splits)
+    parts = choose(name, collection.sizes, splits, collection.about)
     collection = collection._replace(
         sizes={split: part.size for split, part in parts.items()},
         readers={split: _from(collection.readers[p.whole], p.start) for split, p in parts.items()},

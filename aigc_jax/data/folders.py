@@ -20,6 +20,8 @@ from aigc_jax.data.splits import Part
 DOMAINS = ("trainA", "trainB", "testA", "testB")  # subfolders that are splits of two domains
 SPLITS = ("train", "test", "val", "valid", "validation")  # subfolders that are splits, in any case
 VALIDATION = SPLITS[2:]
+# Other names of these folders; each may end in "set" too, as "train_set".
+OTHER_NAMES = {"training": "train", "testing": "test", "dev": "validation"}
 HELD_OUT = 20  # one image in 20 is held out by its name where no folders are splits
 HEADERS = 10_000  # images whose headers say whether a folder is grey
 _NAMED = 6  # classes and files that a line names
@@ -55,9 +57,10 @@ def open_folder(
     """Finds out what a folder or .zip of images holds.
 
     A subfolder that holds all images is looked into. Subfolders `DOMAINS` are splits, and so are
-    two or more of `SPLITS`; without them images are held out by name (`held_out`). Classes come
-    from a file of labels (`labels.FILES`), else from the subfolders, of the splits where there are
-    any (`labels.of_folders`). An image without a split or a label is passed over.
+    two or more of `SPLITS`, by these names or others (`OTHER_NAMES`); without them images are held
+    out by name (`held_out`). Classes come from a file of labels (`labels.FILES`), else from the
+    subfolders, of the splits where there are any (`labels.of_folders`). An image without a split
+    or a label is passed over.
 
     Args:
       labels_from: None finds them; "none" takes no classes, "folders" those of subfolders, and a
@@ -73,7 +76,7 @@ def open_folder(
     if splits_from is not None:
         one_of("data.splits_from", splits_from, ("folders", "names"))
     files = images.open_folder(path)
-    kept = {None: DOMAINS, "folders": (*DOMAINS, *SPLITS), "names": ()}[splits_from]
+    kept = {None: (DOMAINS,), "folders": (DOMAINS, SPLITS), "names": ()}[splits_from]
     root = _root(files.names, kept)
     split_of = _split_folders([name[len(root) :] for name in files.names], splits_from)
     if splits_from == "folders" and not split_of:
@@ -101,7 +104,9 @@ def open_folder(
     about = [
         f"folder {path}: {_count(len(paths), 'image')} ({colour}, {images.by_suffix(paths)}), "
         f"{_about_classes(classes, found.source, chosen)}, {how}",
+        *(f"{name}/ is {s}" for name, s in split_of.items() if name.lower() != s.lower()),
         *found.notes,
+        *classes.notes,
         *([f"passed over: {', '.join(filter(None, passed))}"] if any(passed) else ()),
     ]
     return Folder(files, names, classes, chosen, channels, "; ".join(about))
@@ -166,22 +171,29 @@ def held_out(names: Sequence[str], ids: Sequence[int] = ()) -> np.ndarray:
     return out
 
 
-def _root(names: Sequence[str], splits: Sequence[str]) -> str:
-    """The folder that holds all images, as "pets/" or "", and is none of `splits`."""
+def _split_of(folder: str, splits: Sequence[str]) -> str | None:
+    """The one of `DOMAINS` or `SPLITS` that a folder's name stands for."""
+    name = folder.lower()
+    short = name.removesuffix("set").rstrip("_- ")
+    meant = {name, short, OTHER_NAMES.get(short)}
+    return next((split for split in splits if split.lower() in meant), None)
+
+
+def _root(names: Sequence[str], kinds: Sequence[Sequence[str]]) -> str:
+    """The folder that holds all images, as "pets/" or "", and is no split of these kinds."""
     parts = labels.shared_folder(names).split("/")[:-1]
-    known = {split.lower() for split in splits}
-    end = next((i for i, part in enumerate(parts) if part.lower() in known), len(parts))
+    is_split = [any(_split_of(part, splits) for splits in kinds) for part in parts]
+    end = is_split.index(True) if any(is_split) else len(parts)
     return "".join(f"{part}/" for part in parts[:end])
 
 
 def _split_folders(inner: Sequence[str], splits_from: str | None) -> dict[str, str]:
     """{subfolder: the split that it is}; {} where none is one."""
-    tops = {top(name) for name in inner}
+    tops = sorted({top(name) for name in inner})
     if splits_from == "names":
         return {}
     for known, least in ((DOMAINS, 1), (SPLITS, 1 if splits_from else 2)):
-        names = {split.lower(): split for split in known}
-        found = {folder: names[folder.lower()] for folder in tops if folder.lower() in names}
+        found = {folder: split for folder in tops if (split := _split_of(folder, known))}
         if len(set(found.values())) >= least:
             return found
     return {}
@@ -193,19 +205,17 @@ def _find_labels(
     domains = not set(DOMAINS).isdisjoint(split_of.values())
     if labels_from == "none" or (labels_from is None and domains):
         return Labels()
-    notes = ()
     if labels_from != "folders":
         above = [root[:end] for end in range(len(root)) if root[:end].endswith("/")]
         below = [f"{root}{folder}/" for folder in sorted(split_of)]
         found = labels.of_files(files, dict.fromkeys(("", *above, *below, root)), labels_from)
-        if found.source or (found.files and not found.notes):  # or a file says that there are none
+        if found.source or found.files:  # a file may say that there are none
             return found
-        notes = found.notes
     paths = [plain(name[len(root) :]) for name in files.names]
     found = labels.of_folders([p.partition("/")[2] if split_of else p for p in paths])
     if labels_from and not found.source:
         raise DataError(f"data.labels_from='folders', but {files.path!r} has not two of classes")
-    return found._replace(notes=(*notes, *found.notes))
+    return found
 
 
 def _channels(files: Files, names: Sequence[str]) -> tuple[int, str]:
@@ -242,7 +252,10 @@ def _splits(
         return chosen, said
     out = held_out(paths, ids)
     if not out.any():
-        return {"train": np.arange(len(paths))}, f"no split test (under {HELD_OUT} images)"
+        return {"train": np.arange(len(paths))}, (
+            f"no split test (under {HELD_OUT} images none is held out: add images, or set "
+            "--config.data.test_split=train)"
+        )
     chosen = {"train": np.flatnonzero(~out), "test": np.flatnonzero(out)}
     return chosen, f"splits {_sizes(chosen)} (by name)"
 

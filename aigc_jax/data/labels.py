@@ -1,5 +1,6 @@
 """Labels of a folder's images: from a file beside them, else from the subfolders they lie in."""
 
+import collections
 import csv
 import io
 import json
@@ -13,8 +14,10 @@ from aigc_jax.data.images import DataError, Files, plain
 # Where labels are looked for, in this order: StyleGAN's file, those of Hugging Face's imagefolder,
 # a table.
 FILES = ("dataset.json", "metadata.jsonl", "labels.csv", "metadata.csv")
-_NAME_COLUMNS = ("file_name", "filename", "file", "image", "path", "name")
-_LABEL_COLUMNS = ("label", "class", "category")
+_NAME_COLUMNS = ("file_name", "filename", "file", "image", "path", "image_id", "id", "name")
+_LABEL_COLUMNS = ("label", "class", "category", "breed")
+# Whole numbers are names, and no classes by these numbers, where so many more would have no image.
+SPARSE, MANY = 10, 1_000
 _HINT = "mend it, or set data.labels_from to 'none', 'folders' or another file"
 
 Label = int | str
@@ -43,11 +46,13 @@ class Classes(NamedTuple):
       ids: of each image, in 0..count-1; None where it has none; () where there are no classes.
       count: how many classes there are.
       names: of the classes; () where they are just these numbers.
+      notes: how the labels were taken, in words, where that may surprise.
     """
 
     ids: tuple[int | None, ...] = ()
     count: int = 0
     names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def of_files(listing: Files, folders: Iterable[str], wanted: str | None) -> Labels:
@@ -56,15 +61,25 @@ def of_files(listing: Files, folders: Iterable[str], wanted: str | None) -> Labe
     Args:
       listing: of the images.
       folders: where to look, as "pets/", "" being the top. The paths in a file begin in its own
-        folder, else in the last of these.
+        folder, else in the last of these, else in the one of them that has such an image. They may
+        lack the suffix, where no two images differ in that alone.
       wanted: the file's name; None looks for `FILES`.
 
     Raises:
-      DataError: a damaged file; one that was wanted and is not there, or has no labels.
+      DataError: a damaged file; one that was wanted and is not there, or has no labels; labels of
+        other images only.
     """
     folders = list(folders)
-    known, others = set(map(plain, listing.names)), set(listing.others)
+    known, others = _by_path_and_stem(listing.names), set(listing.others)
     values, used, missing = {}, [], 0
+
+    def find(folder: str, image: str) -> str | None:
+        for places in ((folder,), (folders[-1],), folders):
+            paths = {known.get(plain(place) + image) for place in places} - {None}
+            if paths:
+                return paths.pop() if len(paths) == 1 else None
+        return None
+
     for folder in folders:
         for name in (wanted,) if wanted else FILES:
             file = folder + name
@@ -73,8 +88,7 @@ def of_files(listing: Files, folders: Iterable[str], wanted: str | None) -> Labe
                 continue
             used.append(file)
             for image, label in found.items():
-                paths = [plain(f) + image for f in (folder, folders[-1])]
-                path = next((path for path in paths if path in known), None)
+                path = find(folder, image)
                 missing += path is None
                 values[path] = label
             break
@@ -84,10 +98,15 @@ def of_files(listing: Files, folders: Iterable[str], wanted: str | None) -> Labe
             f"data.labels_from={wanted!r} is no file in {listing.path!r} that has labels of its "
             f"images; it may be 'none', 'folders' or such as {FILES[0]}"
         )
+    if missing and not values:
+        raise DataError(
+            f"{', '.join(used)} has labels of images that are not in {listing.path!r} only: "
+            "correct the names in it, or set data.labels_from to 'none' or 'folders'"
+        )
+    if not values:
+        return Labels(files=tuple(used))
     said = f"images named in {', '.join(used)} that are not there: {missing:,}"
     notes = (said,) if missing else ()
-    if not values:
-        return Labels(files=tuple(used), notes=notes)
     every = [values.get(plain(name)) for name in listing.names]
     return Labels(every, ", ".join(used), tuple(used), notes)
 
@@ -112,16 +131,24 @@ def of_folders(paths: Sequence[str]) -> Labels:
 def number(labels: Labels) -> Classes:
     """Names, and those of folders, are numbered from 0 in their natural order: 2 before 10.
 
-    Whole numbers in a file stay what they are.
+    Whole numbers in a file stay what they are, written as "3" or "3.0", unless they are far more
+    than the classes, such as dates: these are names.
     """
-    known = set(labels.values) - {None}
-    if labels.files and all(re.fullmatch("[0-9]+", str(label)) for label in known):
-        ids = tuple(None if label is None else int(label) for label in labels.values)
-        return Classes(ids, max(map(int, known), default=-1) + 1)
-    names = sorted(map(str, known), key=_natural)
+    values = [None if label is None else str(label) for label in labels.values]
+    known, notes = set(values) - {None}, ()
+    if labels.files and all(re.fullmatch(r"[0-9]+(\.0*)?", label) for label in known):
+        ids = tuple(None if label is None else int(label.partition(".")[0]) for label in values)
+        distinct = set(ids) - {None}
+        count = max(distinct, default=-1) + 1
+        if count <= max(MANY, SPARSE * len(distinct)):
+            return Classes(ids, count)
+        values = [None if label is None else str(label) for label in ids]
+        known = set(values) - {None}
+        notes = (f"numbers up to {count - 1} are taken for names of {len(known):,} classes",)
+    names = sorted(known, key=_natural)
     place = {name: i for i, name in enumerate(names)}
-    ids = tuple(None if label is None else place[str(label)] for label in labels.values)
-    return Classes(ids, len(names), telling(names))
+    ids = tuple(None if label is None else place[label] for label in values)
+    return Classes(ids, len(names), telling(names), notes)
 
 
 def telling(names: Sequence[str]) -> tuple[str, ...]:
@@ -137,7 +164,8 @@ def read(name: str, data: bytes) -> dict[str, Label] | None:
     Args:
       name: of the file: .json of StyleGAN ({"labels": [[path, number], ...] or null}), .jsonl with
         an object a line, else a table with a header, separated by commas, semicolons or tabs. The
-        latter two have a column such as "file_name" and one such as "label".
+        latter two have a column such as "file_name" and one such as "label"; the only other column
+        counts as that where its values recur, which captions do not.
 
     Raises:
       DataError: it is damaged, or its labels are neither names nor whole numbers from 0 on.
@@ -180,13 +208,26 @@ def _natural(name: str) -> tuple:
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> list[tuple[str, Any]] | None:
-    """(path, label) of each row; None where there are no such columns."""
+    """(path, label) of each row, see `read`; None where there are no such columns."""
     keys = {str(key).strip().lower(): key for row in rows for key in row}
     path = next((keys[name] for name in _NAME_COLUMNS if name in keys), None)
     label = next((keys[name] for name in _LABEL_COLUMNS if name in keys), None)
+    if path is not None and label is None and len(keys) == 2:
+        (other,) = {*keys.values()} - {path}
+        found = [str(row[other]) for row in rows if row.get(other) not in (None, "")]
+        label = other if 2 * len(set(found)) <= len(found) else None
     if path is None or label is None:
         return None
     return [(row[path], row.get(label)) for row in rows]
+
+
+def _by_path_and_stem(names: Sequence[str]) -> dict[str, str]:
+    """{path, with its suffix or without: path}; without it only where one path is meant."""
+    paths = [plain(name) for name in names]
+    stems = [os.path.splitext(path)[0] for path in paths]
+    count = collections.Counter(stems)
+    unique = {stem: path for stem, path in zip(stems, paths, strict=True) if count[stem] == 1}
+    return unique | {path: path for path in paths}
 
 
 def _path(path: Any) -> str:
@@ -194,8 +235,10 @@ def _path(path: Any) -> str:
 
 
 def _label(name: str, label: Any) -> Label:
-    if isinstance(label, str) or (type(label) is int and label >= 0):
-        return label.strip() if isinstance(label, str) else label
+    if isinstance(label, str):
+        return label.strip()
+    if type(label) in (int, float) and label >= 0 and label == label // 1:
+        return int(label)
     raise DataError(
         f"{name}: a label is a name or a whole number from 0 on, not {label!r}: {_HINT}"
     )

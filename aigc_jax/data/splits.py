@@ -22,20 +22,24 @@ class Part(NamedTuple):
         return self.stop - self.start
 
 
-def choose(name: str, sizes: Mapping[str, int], splits: Sequence[str] | None) -> dict[str, Part]:
+def choose(
+    name: str, sizes: Mapping[str, int], splits: Sequence[str] | None, about: str = ""
+) -> dict[str, Part]:
     """What each of the splits that are asked for is a part of; None asks for every whole one.
 
     Args:
       name: of the data set.
       sizes: {split: how many examples it holds}.
+      about: what was found of the data set, for the message of a split that it has not.
 
     Raises:
       DataError: an unknown split, and a part of one that is no part or has no example.
     """
-    return {split: _part(name, sizes, split) for split in (sizes if splits is None else splits)}
+    wanted = sizes if splits is None else splits
+    return {split: _part(name, sizes, split, about) for split in wanted}
 
 
-def _part(name: str, sizes: Mapping[str, int], split: str) -> Part:
+def _part(name: str, sizes: Mapping[str, int], split: str, about: str) -> Part:
     whole, bracket, rest = split.partition("[")
     bounds = _SLICE.fullmatch(bracket + rest)
     units = {bound.endswith("%") for bound in (bounds.groups() if bounds else ()) if bound}
@@ -45,7 +49,8 @@ def _part(name: str, sizes: Mapping[str, int], split: str) -> Part:
             f"{whole}[10%:20%]"
         )
     if whole not in sizes:
-        raise DataError(f"{name!r} has no split {whole!r}: it has {', '.join(sizes)}")
+        found = f"; {about}" if about else ""
+        raise DataError(f"{name!r} has no split {whole!r}: it has {', '.join(sizes)}{found}")
     size = sizes[whole]
     start, stop = (_position(bound, size) for bound in (bounds.groups() if bounds else ("", "")))
     part = Part(whole, 0 if start is None else start, size if stop is None else stop)

@@ -1,11 +1,10 @@
 """Every image of a folder or .zip through a model, each to a PNG of its own and of its own size."""
 
 import contextlib
-import io
 import pathlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import jax
 import numpy as np
@@ -201,8 +200,8 @@ class _Batches:
         self.sizes: dict[str, Size] = {}
         self.broken: dict[str, str] = {}
         for name in tqdm(source.names, desc="looking at images", delay=1.5, disable=None):
-            with self._noting(name):
-                self.sizes[name] = _size(source.read(name))
+            with self._noting(name), source.open(name) as file:
+                self.sizes[name] = _size(file)
         self.frames = {name: framing(size) for name, size in self.sizes.items()}
 
     @property
@@ -269,9 +268,9 @@ def comparison(pairs: Sequence[tuple[np.ndarray, np.ndarray]], size: Size) -> Im
     return grid(to_float(np.stack(rows)), columns=len(pairs))
 
 
-def _size(data: bytes) -> Size:
-    """Of an encoded image, upright, by its header."""
-    with Image.open(io.BytesIO(data)) as image:
+def _size(file: IO[bytes]) -> Size:
+    """Of an encoded image, upright, by its header (a PNG may have its EXIF tag at the end)."""
+    with Image.open(file) as image:
         turned = image.getexif().get(ORIENTATION) in TURNED
         return image.size if turned else image.size[::-1]
 

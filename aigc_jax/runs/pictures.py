@@ -20,6 +20,7 @@ from aigc_jax.training import sharding
 FIGURE_SAMPLES = 16  # samples that figures are made from
 COLUMNS = 10  # of the ways between them
 NEAREST_SHOWN = 12
+WAYS = "Interpolations: on the way from one sample to another"
 NEAREST = (
     "Top: the samples nearest to training images, nearest first. Middle: the nearest training "
     "image of each. Bottom: its nearest held-out image."
@@ -52,23 +53,46 @@ def figures(family: Family, variables: Variables, mesh: Any, seed: int, kind: st
     """
     if family.views is None or family.views.figures is None or modalities.of(kind).save is None:
         return []
-    index = np.arange(-(-FIGURE_SAMPLES // mesh.size) * mesh.size)
-    cond = cond_of(mesh, index, labels_of(family))
-    keys = sample_keys(mesh, seed, index)
+    given = variables, *_inputs(family, mesh, seed)
     found = {}
     if family.drawing.between:
-        ways = jax.jit(partial(interpolations, family.drawing))(variables, keys, cond)
-        found["Interpolations: on the way from one sample to another"] = ways
-    found = sharding.fetch({**found, **jax.jit(family.views.figures)(variables, keys, cond)})
+        found[WAYS] = jax.jit(partial(interpolations, family.drawing))(*given)
+    found = sharding.fetch({**found, **jax.jit(family.views.figures)(*given)})
     picture = modalities.of(kind).picture
     return [
         Picture(
-            caption.split(":")[0].lower(),
+            _word(caption),
             caption,
             picture(samples.reshape(-1, *samples.shape[2:]), columns=samples.shape[1]),
         )
         for caption, samples in found.items()
     ]
+
+
+def figure_paths(
+    family: Family, variables: Variables, mesh: Any, folder: pathlib.Path, name: str
+) -> list[pathlib.Path]:
+    """Where `save` writes the pictures of `figures`, of a family and data that have them.
+
+    Nothing is drawn: the captions are there when the figures are traced.
+    """
+    captions = list(jax.eval_shape(family.views.figures, variables, *_inputs(family, mesh, 0)))
+    captions += [WAYS] * bool(family.drawing.between)
+    return [_path(folder, name, _word(caption)) for caption in captions]
+
+
+def _inputs(family: Family, mesh: Any, seed: int) -> tuple[jax.Array, Cond]:
+    """Keys and condition of the samples that figures are made from."""
+    index = np.arange(-(-FIGURE_SAMPLES // mesh.size) * mesh.size)
+    return sample_keys(mesh, seed, index), cond_of(mesh, index, labels_of(family))
+
+
+def _word(caption: str) -> str:
+    return caption.split(":")[0].lower()
+
+
+def _path(folder: pathlib.Path, name: str, word: str) -> pathlib.Path:
+    return folder / f"{name}-{word}.png"
 
 
 def interpolations(
@@ -112,6 +136,6 @@ def save(pictures: Iterable[Picture], folder: pathlib.Path, name: str) -> dict[s
     """Writes pictures as `folder/name-word.png`; returns {caption: path}."""
     written = {}
     for picture in pictures:
-        written[picture.caption] = folder / f"{name}-{picture.word}.png"
+        written[picture.caption] = _path(folder, name, picture.word)
         save_image(picture.image, written[picture.caption])
     return written

@@ -20,6 +20,15 @@ def test_a_vae_trains_evaluates_denoises_and_gives_codes(launch, tmp_path, capsy
     launch("--mode=sample", f"--workdir={folder}", "--num=10", "--frames=4", "--pictures")
     names = [path.stem.split("-")[-1] for path in (folder / "generated").glob("*.png")]
     assert sorted(names) == ["interpolations", "n10", "strip", "traversals"]
+    (drawn,) = (folder / "generated").glob("*-n10.png")
+    taken = tmp_path / "out" / f"{drawn.stem}-traversals.png"
+    taken.parent.mkdir()
+    taken.write_text("mine")
+    with pytest.raises(SystemExit, match=r"-traversals\.png is there already: name another"):
+        launch("--mode=sample", f"--workdir={folder}", "--num=10", "--pictures",
+               f"--output={taken.parent}")  # fmt: skip
+    assert taken.read_text() == "mine"
+    assert list(taken.parent.iterdir()) == [taken]
     launch("--mode=evaluate", "--config=configs/vae_digits.py:smoke+mixture", "--num=40",
            f"--workdir={folder}", "--evaluations=fid")  # fmt: skip
     assert "mixture, EMA" in capsys.readouterr().out

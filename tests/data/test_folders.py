@@ -19,6 +19,25 @@ LAYOUTS = {
         {"cat": 4, "dog": 3},
         "2 classes from folders: cat 4, dog 3",
     ),
+    "by other names": (
+        {"Training__cat": 3, "Training__dog": 2, "Testing__cat": 1, "DEV__dog": 1},
+        {"train": 5, "test": 1, "validation": 1},
+        {"cat": 4, "dog": 3},
+        "(folders); DEV/ is validation; Testing/ is test; Training/ is train",
+    ),
+    "of sets": (
+        {"train_set": 3, "test_set": 2, "val-set": 1},
+        {"train": 3, "test": 2, "val": 1},
+        {},
+        "splits train 3, test 2, val 1 (folders); test_set/ is test; train_set/ is train",
+    ),
+    "training alone": ({"training": 3}, {"train": 3}, {}, "no split test (under 20 images"),
+    "classes that are called set and training": (
+        {"set": 2, "training": 2, "trains": 2},
+        {"train": 6},
+        {"set": 2, "training": 2, "trains": 2},
+        "",
+    ),
     "in any case, with a wrapper in each": (
         {"Data__TRAIN__images": 2, "Data__Valid__images": 1, "Data__Test__images": 1},
         {"train": 2, "test": 1, "valid": 1},
@@ -73,7 +92,12 @@ LAYOUTS = {
         {"bus": 2, "train": 2},
         "bus 2, train 2",
     ),
-    "train alone": ({"train": 3}, {"train": 3}, {}, "no split test (under 20 images)"),
+    "train alone": (
+        {"train": 3},
+        {"train": 3},
+        {},
+        "no split test (under 20 images",
+    ),
     "train alone, of classes": ({"train__a": 1, "train__b": 1}, {"train": 2}, {"a": 1, "b": 1}, ""),
     "numbers": ({"10": 1, "9": 1, "1": 1}, {"train": 3}, {"1": 1, "9": 1, "10": 1}, ""),
     "wrappers": ({"x__y__a": 2, "x__y__b": 1}, {"train": 3}, {"a": 2, "b": 1}, ""),
@@ -133,6 +157,8 @@ def test_what_is_guessed_can_be_overruled(tmp_path):
     assert (sizes(split_names), counts(split_names)) == ({"train": 6}, {"test": 2, "train": 4})
     alone = str(tree(tmp_path / "alone", test__x=1, test__y=1))
     assert sizes(folders.open_folder(alone, splits_from="folders")) == {"test": 2}
+    alone = str(tree(tmp_path / "single", testing__x=1, testing__y=1))
+    assert sizes(folders.open_folder(alone, splits_from="folders")) == {"test": 2}
     loose = str(tree(tmp_path / "loose", **{".": 9, "a": 2, "b": 2}))
     for path, options, message in (
         (loose, {"labels_from": "folders"}, "data.labels_from='folders', but"),
@@ -144,6 +170,20 @@ def test_what_is_guessed_can_be_overruled(tmp_path):
             folders.open_folder(path, **options)
     with pytest.raises(DataError, match=r"are of data\.name='folder'"):
         datasets.load("mnist", labels_from="none")
+
+
+def test_a_split_that_is_not_there_is_explained(tmp_path):
+    """A small folder has no test images: the default splits say why, and what to do."""
+    options = {"path": str(tree(tmp_path, few=15)), "image_size": 4}
+    with pytest.raises(DataError) as error:
+        datasets.load("folder", splits=("train", "test"), **options)
+    told = str(error.value)
+    assert told.startswith(f"'folder' has no split 'test': it has train; folder {tmp_path}: 15 ima")
+    assert "(under 20 images none is held out: add images, or set --config.data.test_" in told
+    assert len(datasets.load("folder", splits=("train",), **options).sources["train"]) == 15
+    options["path"] = str(tree(tmp_path / "own", train=2, test=2))
+    with pytest.raises(DataError, match=r"it has train, test; folder .*splits train 2, test 2 \(f"):
+        datasets.load("folder", splits=("dev",), **options)
 
 
 # Held out by name

@@ -32,6 +32,13 @@ STYLEGAN = {"labels": [["0/000.png", 3], ["0/001.png", 0], ["0/gone.png", 1]]}
             "label;file_name\nb10;0/000.png\nb9;0/001.png\nb9;x.png",
             {"b9": 1, "b10": 1},
         ),
+        ("labels.csv", "id,label\n000,1.0\n001,0.0\ngone,2.0\n002,\n", {0: 1, 1: 1}),
+        (
+            "metadata.jsonl",
+            '{"image_id": "0/000", "label": 1.0}\n{"image_id": "0/001", "label": 0.0}\n'
+            '{"image_id": "gone", "label": 2.0}',
+            {0: 1, 1: 1},
+        ),
     ],
 )
 @pytest.mark.parametrize("wrapper", ["", "set/"])
@@ -68,9 +75,53 @@ def test_a_file_that_says_there_are_no_labels_is_believed(tmp_path):
     (tmp_path / "dataset.json").write_text('{"labels": null}')
     assert counts(folders.open_folder(str(tmp_path))) == {}
     (tmp_path / "dataset.json").write_text('{"labels": [["x.png", 0]]}')  # of some other images
-    found = folders.open_folder(str(tmp_path))
+    with pytest.raises(DataError, match=r"dataset\.json has labels of images that are not in .*"):
+        folders.open_folder(str(tmp_path))
+    found = folders.open_folder(str(tmp_path), labels_from="folders")
     assert counts(found) == {"00000": 3, "00001": 3}
-    assert "images named in dataset.json that are not there: 1" in found.about
+
+
+def test_a_table_without_suffixes_labels_the_images_of_one_folder(tmp_path):
+    """As Kaggle has them: labels of train/ alone, by the images' stems."""
+    tree(tmp_path, train=4, test=0)
+    fill(tmp_path / "test", 2, start=4)
+    (tmp_path / "labels.csv").write_text("id,breed\n000,pug\n001,pug\n002,lab\n003,lab\n")
+    found = folders.open_folder(str(tmp_path))
+    assert (sizes(found), counts(found)) == ({"train": 4}, {"lab": 2, "pug": 2})
+    fill(tmp_path / "train", 1, ".jpg")  # beside 000.png: which of them is meant?
+    fill(tmp_path / "test", 1, start=1)
+    found = folders.open_folder(str(tmp_path))
+    assert (counts(found), len(found.names)) == ({"lab": 2}, 2)
+    assert "images named in labels.csv that are not there: 2" in found.about
+
+
+@pytest.mark.parametrize(
+    ("table", "classes"),
+    [
+        ("id,kind\n000,x\n001,x\n002,y\n003,y", {"x": 2, "y": 2}),
+        ("path,species\n000.png,x\n001.png,x\n002.png,y\n003.png,y", {"x": 2, "y": 2}),
+        ("image_id,breed\n000,x\n001,y\n002,z\n003,v", {"v": 1, "x": 1, "y": 1, "z": 1}),
+        ("id,name\n000,x\n001,x\n002,y\n003,y", {"x": 2, "y": 2}),
+        ("file_name,text\n000.png,a cat\n001.png,a dog\n002.png,two cats\n003.png,a cat", {}),
+        ("id,kind,size\n000,x,1\n001,x,1\n002,y,1\n003,y,1", {}),
+    ],
+)
+def test_columns_of_tables(tmp_path, table, classes):
+    fill(tmp_path, 4)
+    (tmp_path / "labels.csv").write_text(table)
+    assert counts(folders.open_folder(str(tmp_path))) == classes
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("labels.csv", "image,label\nx.png,0"), ("metadata.jsonl", '{"file": "x", "label": 0}')],
+)
+def test_labels_of_no_image_are_refused(tmp_path, name, text):
+    fill(tmp_path, 2)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match="correct the names in it, or set data"):
+        folders.open_folder(str(tmp_path))
+    assert len(folders.open_folder(str(tmp_path), labels_from="none").names) == 2
 
 
 @pytest.mark.parametrize(
@@ -90,6 +141,20 @@ def test_damaged_label_files_are_refused(tmp_path, name, text, message):
         folders.open_folder(str(tmp_path))
     assert "data.labels_from" in str(error.value)
     assert folders.open_folder(str(tmp_path), labels_from="none").names
+
+
+def test_numbers_that_are_no_count_are_names(tmp_path):
+    fill(tmp_path, 3)
+    (tmp_path / "labels.csv").write_text(
+        "image,label\n000.png,20231102\n001.png,20231101.0\n002.png,20231102\n"
+    )
+    found = folders.open_folder(str(tmp_path))
+    assert counts(found) == {"20231101": 1, "20231102": 2}
+    assert "numbers up to 20231102 are taken for names of 2 classes" in found.about
+    number = lambda *values: labels.number(labels.Labels(values, "x", ("x",)))  # noqa: E731
+    assert number(0, 999) == labels.Classes((0, 999), 1000)
+    assert number(0, 1000).names == ("0", "1000")
+    assert number(*range(0, 2000, 10)).count == 1991  # of 200 classes: a tenth has images
 
 
 def test_names_are_in_their_natural_order():

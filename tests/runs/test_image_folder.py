@@ -1,11 +1,13 @@
 """Every image of a folder gets an output of its own and of its size, and nothing else changes."""
 
+import io
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from aigc_jax.data import images
 from aigc_jax.family import DataSpec, Family, Field, Variables
 from aigc_jax.runs import apply, image_folder
 from aigc_jax.runs.image_folder import Frame, each_image, framed, of_any_size, of_one_size, unframed
@@ -149,6 +151,24 @@ def test_large_images_come_fewer_at_a_time(tmp_path):
     options = {"batch_size": 16, "framing": of_any_size(4)}
     each_image(toy(), tmp_path / "in", tmp_path / "out", make, "", **options)
     assert sizes == [2, 2, 2, 1]
+
+
+def test_sizes_are_read_of_headers_alone(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg", exif=exif)
+    source, read = images.open_folder(str(tmp_path)), []
+
+    class Counted(io.BytesIO):
+        def read(self, size=-1):
+            read.append(len(found := super().read(size)))
+            return found
+
+    counted = source._replace(open=lambda name: Counted(source.read(name)))
+    batches = image_folder._Batches(counted, of_any_size(4), 3)
+    assert batches.sizes == {"a.jpg": (400, 300)}
+    assert sum(read) < 10_000 < source.sizes["a.jpg"]
 
 
 def test_broken_images_are_left_out_and_named(tmp_path, capsys):

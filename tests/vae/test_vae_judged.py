@@ -135,7 +135,7 @@ def test_every_variant_of_the_configs_can_be_built():
         assert params.keys() == {"net"}, variant
 
 
-def test_figures_show_ways_between_samples_and_what_each_number_does():
+def test_figures_show_ways_between_samples_and_what_each_number_does(tmp_path):
     keys = jax.random.split(jax.random.key(0), 16)
     made = mlp(network__latent=2)
     variables = Variables(*jax.jit(made.init)(jax.random.key(1)))
@@ -151,8 +151,11 @@ def test_figures_show_ways_between_samples_and_what_each_number_does():
     assert ways.shape == (8, 10, 8, 8, 1)
     np.testing.assert_allclose(ways[:, 0], ends[:8], atol=1e-5)
     np.testing.assert_allclose(ways[:, -1], ends[8:], atol=1e-5)
-    words = [p.word for p in pictures.figures(made, variables, sharding.make_mesh(), 0, "image")]
-    assert words == ["interpolations", "manifold", "traversals"]
+    of = made, variables, sharding.make_mesh()
+    shown = pictures.figures(*of, 0, "image")
+    assert [p.word for p in shown] == ["interpolations", "manifold", "traversals"]
+    saved = pictures.save(shown, tmp_path, "a")
+    assert set(pictures.figure_paths(*of, tmp_path, "a")) == {*saved.values()}
     effect = np.abs(found["Traversals"][:, -1] - found["Traversals"][:, 0]).sum((1, 2, 3))
     assert effect[0] >= effect[1] > 0
     middle = made.codec.decode(variables, jnp.zeros((1, 2)), {})
