@@ -71,6 +71,7 @@ def with_few_arrays() -> None:
 
     Most of it goes to Python's tracing of layers that this stress has no use for.
     """
+    import jax
     from flax import linen as nn
 
     from aigc_jax.diffusion import family
@@ -78,7 +79,9 @@ def with_few_arrays() -> None:
 
     class TwoConvolutions(UNet):
         @nn.compact
-        def __call__(self, x, t, label=None, *, train=False):
+        def __call__(
+            self, x: jax.Array, t: jax.Array, label: None = None, *, train: bool = False
+        ) -> jax.Array:
             h = nn.Conv(self.width, (3, 3))(x) + t[:, None, None, None] / 1000
             return nn.Conv(self.out_channels, (3, 3))(nn.silu(h))
 
