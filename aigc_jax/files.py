@@ -35,6 +35,22 @@ class OutputError(SettingError):
 
 
 @contextlib.contextmanager
+def made(path: pathlib.Path) -> Iterator[None]:
+    """Makes a folder for its block, after which it is removed again if it holds nothing.
+
+    So are the folders above it that it was made with.
+    """
+    new = [place for place in (path, *path.parents) if not place.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for place in new:
+            with contextlib.suppress(OSError):  # it holds something, or could not be made
+                place.rmdir()
+
+
+@contextlib.contextmanager
 def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a path to write to, which takes the place of `path` when the block ends well.
 
@@ -45,15 +61,14 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     partial = _partial(path)
-    try:
-        with _named(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(path.parent.absolute())
+    with _named(path), made(path.parent):
+        _remove_abandoned(path.parent.absolute())
+        try:
             yield partial
             partial.replace(path)
-    finally:
-        with contextlib.suppress(OSError):  # such as a file where the folder should be
-            partial.unlink(missing_ok=True)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -71,17 +86,16 @@ def folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
         yield path
         return
     partial = _partial(path)
-    try:
+    with contextlib.ExitStack() as stack:
         with _named(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(made(path.parent))
+            stack.callback(shutil.rmtree, partial, ignore_errors=True)
             _remove_abandoned(path.parent)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
         yield partial
         with _named(path):
             partial.replace(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: str | pathlib.Path, text: str) -> None:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from aigc_jax import files
 from aigc_jax.errors import RunError
 
 NAME = ".lock"
@@ -35,26 +36,19 @@ def owned(workdir: pathlib.Path) -> Iterator[None]:
     Raises:
       LockError: another training owns it.
     """
-    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
-    workdir.mkdir(parents=True, exist_ok=True)
-    try:
-        with _locked(workdir / NAME) as file:
-            before = _read(file)
-            if before:
-                _take_over(workdir, file, before)
-            _write(file, 0)
-            done = threading.Event()
-            beating = threading.Thread(target=_beat, args=(file, done), daemon=True)
-            beating.start()
-            try:
-                yield
-            finally:
-                done.set()
-                beating.join()
-    finally:
-        with contextlib.suppress(OSError):  # the first that holds something stays, and so the rest
-            for folder in made:
-                folder.rmdir()
+    with files.made(workdir), _locked(workdir / NAME) as file:
+        before = _read(file)
+        if before:
+            _take_over(workdir, file, before)
+        _write(file, 0)
+        done = threading.Event()
+        beating = threading.Thread(target=_beat, args=(file, done), daemon=True)
+        beating.start()
+        try:
+            yield
+        finally:
+            done.set()
+            beating.join()
 
 
 @contextlib.contextmanager
