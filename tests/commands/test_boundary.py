@@ -14,6 +14,7 @@ from aigc_jax.commands import boundary
 from aigc_jax.errors import MissingError, RunError, SettingError
 
 NUMBERS = [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EMFILE]
+NUMBERS += [errno.ENAMETOOLONG, errno.ELOOP]
 
 
 def raised(error, cause=None):
@@ -49,6 +50,34 @@ def test_known_errors_are_told_in_one_line(error, words):
     told = boundary.explain(error)
     assert words in told
     assert len(told.splitlines()) == 1
+
+
+LOSES = """
+import gc, os, signal, time
+from aigc_jax.commands import boundary
+boundary.end_by_interrupt()
+class Lost:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+del_ = Lost()
+try:
+    del del_
+    try:
+        time.sleep(30)
+    except KeyboardInterrupt:
+        raise ValueError("what an extension makes of it")
+except Exception as error:
+    boundary.end(boundary.tell(error, False).code)
+"""
+
+
+def test_an_interrupt_that_is_lost_on_its_way_ends_the_process():
+    done = subprocess.run(
+        [sys.executable, "-c", LOSES], capture_output=True, text=True, timeout=25, check=False
+    )
+    assert done.returncode == boundary.INTERRUPTED
+    assert done.stderr == "launch.py: interrupted\n"
 
 
 def test_a_damaged_json_is_told():
