@@ -28,6 +28,9 @@ FREE = (
     "train.steps",
 )
 
+# Keys of a config without which no command can take a run.
+OF_EVERY_RUN = ("family", "data", "train", "sampling")
+
 
 class RunMismatch(SettingError):
     """A command whose config is not that of the run in its workdir."""
@@ -67,6 +70,8 @@ def read(workdir: pathlib.Path, name: str) -> dict[str, Any]:
     path = workdir / name
     if not path.is_file():
         refuse_best(workdir)
+        if any((workdir / other).exists() for other in ("config.json", "spec.json")):
+            raise MissingError(f"{path} is not there, or no file: restore it from a backup")
         hint = ""
         if workdir.parent.is_dir():
             runs = [p.name for p in workdir.parent.iterdir() if is_run(p)]
@@ -76,9 +81,21 @@ def read(workdir: pathlib.Path, name: str) -> dict[str, Any]:
             f"no run in {workdir}{hint}: train first, or name its folder by --workdir"
         )
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError as error:
-        raise SettingError(f"{path} is damaged ({error}): restore it from a backup") from error
+        raise _damaged(path, error) from error
+    if not isinstance(found, dict):
+        raise _damaged(path, f"{type(found).__name__} instead of keys")
+    lost = [key for key in OF_EVERY_RUN if key not in found] if name == "config.json" else []
+    if lost and is_run(workdir):
+        read_spec(workdir)  # says so of a run of an earlier version
+    if lost:
+        raise _damaged(path, f"no {', '.join(lost)}")
+    return found
+
+
+def _damaged(path: pathlib.Path, why: object) -> SettingError:
+    return SettingError(f"{path} is damaged ({why}): restore it from a backup")
 
 
 def is_run(folder: pathlib.Path) -> bool:
@@ -146,7 +163,10 @@ def read_spec(workdir: pathlib.Path) -> DataSpec:
             for name, field in fields.items()
         }
 
-    return DataSpec(typed(spec["fields"]), typed(spec["conditions"]), spec["sizes"])
+    try:
+        return DataSpec(typed(spec["fields"]), typed(spec["conditions"]), dict(spec["sizes"]))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise _damaged(workdir / "spec.json", f"{type(error).__name__}: {error}") from error
 
 
 def add_session(
@@ -164,7 +184,7 @@ def add_session(
       parameters: how many there are.
     """
     try:
-        sessions = json.loads((workdir / "origin.json").read_text())["sessions"]
+        sessions = list(json.loads((workdir / "origin.json").read_text())["sessions"])
     except (OSError, ValueError, LookupError, TypeError):  # none yet, or damaged: a report's loss
         sessions = []
     this = {"step": step, **environment}
