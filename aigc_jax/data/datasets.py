@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from aigc_jax.checks import OneOf, Whole
+from aigc_jax.checks import OneOf, Range, Whole
 from aigc_jax.data import digits, folders, identity, labels, mixtures, pairs, prepare, sources
 from aigc_jax.data.identity import Identity
 from aigc_jax.data.images import DataError, Record
@@ -19,6 +19,7 @@ from aigc_jax.data.splits import Part, choose
 from aigc_jax.family import DataSpec, Field
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels up to which a data set is held in memory
+LARGEST = 16_384  # pixels of a side that images are brought to; a mistyped size takes for ever
 STACKED = "stacked_mnist"  # its sizes are PacGAN's (Lin et al. 2018, arXiv:1712.04086, section 4.2)
 STACKED_SIZES = {"train": 128_000, "test": 26_000}
 OWN = (prepare.DIGITS, "folder", STACKED, *mixtures.MIXTURES)
@@ -64,7 +65,7 @@ def load(
     labels_from: str | None = None,
     splits_from: Annotated[str, OneOf(("folders", "names"))] | None = None,
     channels: Annotated[int, OneOf((1, 3))] | None = None,
-    image_size: Whole = 0,
+    image_size: Annotated[int, Range(0, LARGEST)] = 0,
     crop: Whole = 0,
     in_memory: bool | None = None,
     on_corrupt: Annotated[str, OneOf(("raise", "skip"))] = "raise",
@@ -97,6 +98,8 @@ def load(
         raise DataError(f"data.channels is 1 or 3, not {channels}")
     if name != "folder" and (labels_from or splits_from):
         raise DataError("data.labels_from and data.splits_from are of data.name='folder'")
+    if name != "folder" and path is not None:
+        raise DataError(f"data.path={path!r} is of data.name='folder', not of {name!r}")
     guessed = {"labels_from": labels_from, "splits_from": splits_from, "channels": channels}
     options = {"image_size": image_size, "crop": crop, "in_memory": in_memory}
     parts = {split: pairs.parts(split) for split in splits or ()}

@@ -71,7 +71,13 @@ ABOVE = {
     **dict.fromkeys(("diffusion.beta_min", "diffusion.beta_max", "gan.augment.target"), 1.0),
     **dict.fromkeys(("gan.augment.probability", "gan.augment.probability_end"), 1.01),
     **{"network.bottleneck": 1.01, "sampling.eta": 1.01, "augment.rotation": 181.0},
-    **{"seed": 2**63, "optimizer.warmup": 5, "sampling.steps": 1001, "augment.shift": 64},
+    **{
+        "seed": 2**63,
+        "optimizer.warmup": 5,
+        "sampling.steps": 1001,
+        "augment.shift": 64,
+        "data.image_size": 16_385,
+    },
 }
 # Text that no list of names bounds: names of data and files, and what data or Orbax know.
 FREE_TEXT = {
