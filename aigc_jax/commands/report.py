@@ -6,6 +6,7 @@ import pathlib
 import jax
 
 from aigc_jax.report import page
+from aigc_jax.runs import folder as folders
 
 FLAGS: tuple[str, ...] = ()
 
@@ -21,6 +22,7 @@ def run(workdir: str | pathlib.Path) -> pathlib.Path:
     Raises:
       FileNotFoundError: no run there.
     """
+    folders.refuse_best(pathlib.Path(workdir))
     path = pathlib.Path(workdir) / "report.html"
     if jax.process_index() == 0:
         path = page.write(workdir)

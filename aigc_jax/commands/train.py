@@ -78,7 +78,7 @@ def run(
     workdir, setting = pathlib.Path(workdir), config["evaluation"]
     folders.refuse_best(workdir)
     validation.check(config)
-    sharding.check_on_first(partial(files.check, workdir, folders=True, new=False))
+    sharding.check_on_first(partial(check_places, workdir))
     planned = plan(config["evaluations"], setting)
     data = common.open_data(config, splits(planned))
     config = models.with_network(config, workdir, data.spec.shape)
@@ -111,6 +111,15 @@ def run(
         else:
             report.run(workdir)
     return state
+
+
+def check_places(workdir: pathlib.Path) -> None:
+    """Raises OutputError where a run's folder, or what is to lie in it, cannot be written."""
+    files.check(workdir, folders=True, new=False)
+    names = ("config.json", "spec.json", "identity.json", "origin.json", "metrics.jsonl")
+    files.check(*(workdir / name for name in names), new=False)
+    names = ("checkpoints", "best", "samples", "reconstructions", "evaluations", "tensorboard")
+    files.check(*(workdir / name for name in names), folders=True, new=False)
 
 
 def fit(
