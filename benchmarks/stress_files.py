@@ -161,9 +161,13 @@ def data() -> Iterator[Case]:
     for line, word in (
         ("data.path=", "data.path"), ("data.path={data}/none", "none"),
         ("data.path={data}/empty", "empty"), ("data.path={data}/texts", "texts"),
-        ("data.path={data}/text.txt", "text.txt"), ("data.path={data}/broken", "broken"),
-        ("data.path={data}/one", "batch_size"), ("data.path={data}/one_broken", ".png"),
-        ("data.path={data}/huge", "huge"), ("data.path={data}/truncated", "truncated"),
+        ("data.path={data}/text.txt", "text.txt"),
+        ("data.path={data}/broken data.test_split=train", ".png"),
+        ("data.path={data}/one", "split"),
+        ("data.path={data}/one data.test_split=train", "batch_size"),
+        ("data.path={data}/one_broken", ".png"),
+        ("data.path={data}/huge data.test_split=train", ".png"),
+        ("data.path={data}/truncated data.test_split=train", ".png"),
         ("data.path={data}/cut.zip", "cut.zip"), ("data.path={data}/no.zip", "no.zip"),
         ("data.path={data}/nothing.zip", "nothing.zip"),
         ("data.path={data}/grey data.image_size=-1", "image_size"),
@@ -185,11 +189,11 @@ def data() -> Iterator[Case]:
         ("data.path={data}/grey train.batch_size=64", "batch_size"),
         ("data.path={data}/labelled data.labels_from=labels.csv", "labels.csv"),
         ("data.name=none", "none"), ("data.name=mnist data.data_dir={data}", "mnist"),
-        ("data.name=mnist data.data_dir={data}/none", "mnist"), ("data.name=", "data.name"),
+        ("data.name=mnist data.data_dir={data}/none", "mnist"), ("data.name=", "data set"),
         ("data.name=ring", "image"),
     ):  # fmt: skip
         settings = tuple(f"--config.{setting}" for setting in line.split())
-        accepted = (0, 1) if line.endswith("test_split=train") else (1,)
+        accepted = (0, 1) if line == "data.path={data}/grey data.test_split=train" else (1,)
         yield Case(
             f"data: {line}", (*FACES, *SMALL, *settings, NEW), word, codes=accepted, limit=40
         )
