@@ -220,6 +220,9 @@ def parse(argv: list[str]) -> list[str]:
     if {"-h", "--h", "-help", "--help"} & set(argv):
         print(help_text(argv))
         raise SystemExit(0)
+    for word in argv[1:]:
+        if re.search(r"[\x00-\x1f]", word):  # it would break the lines that say it
+            raise SystemExit(f"launch.py: {word!r} holds a character that no flag takes")
     argv = [re.sub(r"^--[a-z-]+(?==|$)", with_underscores, word) for word in argv]
     try:
         rest = flags.FLAGS(argv)
@@ -231,6 +234,8 @@ def parse(argv: list[str]) -> list[str]:
         fail(error, f"the config has no key {wrong}. {hint}", argv)
     except OSError as error:
         fail(error, missing_config(flags.FLAGS["config"].config_filename.partition(":")[0]), argv)
+    except SyntaxError as error:  # of the file that --config names
+        fail(error, f"{error.filename} is no config file ({error.msg}, line {error.lineno})", argv)
     except (flags.Error, LookupError, TypeError, ValueError) as error:
         fail(error, str(error), argv)
 
@@ -297,6 +302,7 @@ def run(argv: list[str]) -> None:
 
 def program() -> None:
     """The command line from beginning to end, and the process with it where it fails."""
+    boundary.end_by_interrupt()
     try:
         app.run(run, flags_parser=parse)
     except SystemExit as ended:

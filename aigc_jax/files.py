@@ -47,6 +47,22 @@ def expanded(path: str | pathlib.Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
+def made(path: pathlib.Path) -> Iterator[None]:
+    """Makes a folder for its block, after which it is removed again if it holds nothing.
+
+    So are the folders above it that it was made with.
+    """
+    new = [place for place in (path, *path.parents) if not place.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for place in new:
+            with contextlib.suppress(OSError):  # it holds something, or could not be made
+                place.rmdir()
+
+
+@contextlib.contextmanager
 def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a path to write to, which takes the place of `path` when the block ends well.
 
@@ -57,15 +73,14 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     partial = _partial(path)
-    try:
-        with _named(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(path.parent.absolute())
+    with _named(path), made(path.parent):
+        _remove_abandoned(path.parent.absolute())
+        try:
             yield partial
             partial.replace(path)
-    finally:
-        with contextlib.suppress(OSError):  # such as a file where the folder should be
-            partial.unlink(missing_ok=True)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -85,26 +100,24 @@ def folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
         yield path
         return
     partial = _partial(path)
-    with _named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path.parent)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-    try:
+    with contextlib.ExitStack() as stack:
+        with _named(path):
+            stack.enter_context(made(path.parent))
+            stack.callback(shutil.rmtree, partial, ignore_errors=True)
+            _remove_abandoned(path.parent)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
         yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    try:
-        partial.replace(path)
-    except OSError as error:
-        names = (path.with_name(f"{path.name}-{i}") for i in itertools.count(1))
-        free = next(name for name in names if not os.path.lexists(name))
-        with _named(free):
-            partial.rename(free)
-        raise OutputError(
-            f"the results are in {free}: {path} came to hold something else ({error.strerror})"
-        ) from error
+        try:
+            partial.replace(path)
+        except OSError as error:
+            names = (path.with_name(f"{path.name}-{i}") for i in itertools.count(1))
+            free = next(name for name in names if not os.path.lexists(name))
+            with _named(free):
+                partial.rename(free)
+            raise OutputError(
+                f"the results are in {free}: {path} came to hold something else ({error.strerror})"
+            ) from error
 
 
 def move(path: pathlib.Path, place: pathlib.Path) -> None:

@@ -12,8 +12,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Small programs that compile at once and are found again by the next process.
@@ -55,6 +55,7 @@ def run(
     *arguments: object,
     timeout: float = 60.0,
     kill_after: float | None = None,
+    signals: Sequence[tuple[float | str, int]] = (),
     devices: int = 1,
     before: Callable[[], None] | None = None,
     environment: Mapping[str, str] | None = None,
@@ -64,6 +65,8 @@ def run(
     Args:
       timeout: seconds after which it counts as one that hangs.
       kill_after: seconds after which it is killed, if it still runs.
+      signals: (when, number) of signals to send one after another: once so many seconds have
+        passed, or once a text is in what it wrote to stdout.
       devices: of its CPU.
       before: called in the fork first.
       environment: of the fork, beside its own.
@@ -75,7 +78,8 @@ def run(
             _child(
                 [str(argument) for argument in arguments], out, err, devices, before, environment
             )
-        code = _wait(process, began, timeout, kill_after)
+        due = [*signals, *([(kill_after, signal.SIGKILL)] if kill_after is not None else ())]
+        code = _wait(process, began, timeout, due, out)
         seconds = time.monotonic() - began
         texts = []
         for file in (out, err):
@@ -84,16 +88,22 @@ def run(
     return Outcome(code, seconds, *texts)
 
 
-def _wait(process: int, began: float, timeout: float, kill_after: float | None) -> int | None:
+def _wait(process: int, began: float, timeout: float, due: list, out: IO[bytes]) -> int | None:
     while True:
         ended, status = os.waitpid(process, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
         passed = time.monotonic() - began
-        if passed > timeout or (kill_after is not None and passed > kill_after):
+        if passed > timeout:
             os.kill(process, signal.SIGKILL)
-            _, status = os.waitpid(process, 0)
-            return None if passed > timeout else os.waitstatus_to_exitcode(status)
+            os.waitpid(process, 0)
+            return None
+        if due and (
+            due[0][0].encode() in os.pread(out.fileno(), 1 << 20, 0)
+            if isinstance(due[0][0], str)
+            else passed > due[0][0]
+        ):
+            os.kill(process, due.pop(0)[1])
         time.sleep(0.002)
 
 

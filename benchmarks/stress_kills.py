@@ -16,7 +16,6 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from typing import Any
 
 import forks
 from common import machine
@@ -72,6 +71,7 @@ def with_few_arrays() -> None:
 
     Most of it goes to Python's tracing of layers that this stress has no use for.
     """
+    import jax
     from flax import linen as nn
 
     from aigc_jax.diffusion import family
@@ -79,7 +79,9 @@ def with_few_arrays() -> None:
 
     class TwoConvolutions(UNet):
         @nn.compact
-        def __call__(self, x: Any, t: Any, label: Any = None, *, train: bool = False) -> Any:
+        def __call__(
+            self, x: jax.Array, t: jax.Array, label: None = None, *, train: bool = False
+        ) -> jax.Array:
             h = nn.Conv(self.width, (3, 3))(x) + t[:, None, None, None] / 1000
             return nn.Conv(self.out_channels, (3, 3))(nn.silu(h))
 

@@ -26,6 +26,16 @@ def content(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
+@pytest.mark.parametrize("opened", [files.replacing, files.folder])
+def test_folders_made_for_what_is_not_finished_are_removed_again(tmp_path, opened):
+    with pytest.raises(ValueError, match="no"), opened(tmp_path / "a" / "b" / "c"):
+        raise ValueError("no")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="no"), opened(tmp_path / "a"):
+        raise ValueError("no")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, OSError("no space")])
 def test_a_file_that_is_not_finished_leaves_the_earlier_one(tmp_path, error):
     path = tmp_path / "new" / "a.txt"

@@ -5,11 +5,12 @@ import errno
 import json
 import os
 import re
+import signal
 import sys
 import traceback
 import zipfile
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from PIL import UnidentifiedImageError
 
@@ -19,6 +20,7 @@ from aigc_jax.errors import UserError
 # Exit codes: 0 finished, 1 an error, and these.
 STOPPED = 75  # training was asked to stop, and has saved: the same command goes on (EX_TEMPFAIL)
 INTERRUPTED = 130  # ended at once by Ctrl-C (128 + SIGINT)
+AGAIN = 1.0  # seconds until an interrupt that was lost is raised again
 REPORT = (
     "aigc_jax does not know this error: please report it, with the lines above, the command, and "
     "what `pip freeze` prints"
@@ -35,6 +37,8 @@ OF_SYSTEM = {
     errno.EEXIST: "something else is in the way: move it, or name another folder",
     errno.ENOTDIR: "a file stands where a folder is needed: move it, or name another folder",
     errno.EISDIR: "a folder stands where a file is needed: move it, or name another path",
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.ELOOP: "a link there leads to itself: remove it, or name another path",
     errno.EMFILE: "raise the limit of open files (`ulimit -n 4096`)",
     errno.ENFILE: "this machine has too many open files",
     errno.EIO: "the disk does not answer: check it, then give the same command again",
@@ -105,9 +109,31 @@ def end(code: object) -> NoReturn:
     os._exit(code if isinstance(code, int) else 0)
 
 
+def end_by_interrupt() -> None:
+    """Makes Ctrl-C end a command also where the error that it raises is lost on its way.
+
+    Callbacks of the garbage collector swallow it, and extensions make other errors of it: it is
+    raised again every second, and whatever ends the command then counts as the interrupt.
+    """
+
+    def again(number: int, frame: Any) -> NoReturn:
+        signal.setitimer(signal.ITIMER_REAL, AGAIN)
+        raise KeyboardInterrupt
+
+    def unraisable(lost: Any) -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            sys.__unraisablehook__(lost)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it stays ignored
+        signal.signal(signal.SIGINT, again)
+        signal.signal(signal.SIGALRM, again)
+        sys.unraisablehook = unraisable
+
+
 def tell(error: BaseException, debug: bool) -> SystemExit:
     """The end of a command that failed: a line, or the traceback of an error nobody expected."""
-    if isinstance(error, KeyboardInterrupt):
+    interrupted = signal.setitimer(signal.ITIMER_REAL, 0)[0] > 0
+    if interrupted or isinstance(error, KeyboardInterrupt):
         print("launch.py: interrupted", file=sys.stderr)
         return SystemExit(INTERRUPTED)
     told = explain(error)

@@ -124,6 +124,10 @@ def check_places(workdir: pathlib.Path, images: str | None) -> None:
         told = "data.path={} lies in --workdir={}: name another folder by --workdir"
         files.check_apart(images, workdir, told)
     files.check(workdir, folders=True, new=False)
+    names = ("config.json", "spec.json", "identity.json", "origin.json", "metrics.jsonl")
+    files.check(*(workdir / name for name in names), new=False)
+    names = ("checkpoints", "best", "samples", "reconstructions", "evaluations", "tensorboard")
+    files.check(*(workdir / name for name in names), folders=True, new=False)
 
 
 def fit(

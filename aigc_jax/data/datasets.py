@@ -103,6 +103,8 @@ def load(
         raise DataError(f"data.channels is 1 or 3, not {channels}")
     if name != "folder" and (labels_from or splits_from):
         raise DataError("data.labels_from and data.splits_from are of data.name='folder'")
+    if name != "folder" and path is not None:
+        raise DataError(f"data.path={path!r} is of data.name='folder', not of {name!r}")
     guessed = {"labels_from": labels_from, "splits_from": splits_from, "channels": channels}
     options = {"image_size": image_size, "crop": crop, "in_memory": in_memory}
     parts = {split: pairs.parts(split) for split in splits or ()}

@@ -128,6 +128,11 @@ def load(
     """
     one_of("evaluation.network", name, NAMES)
     if name == "digits":
+        if weights is not None:
+            raise SettingError(
+                f"feature network 'digits' has no file of weights: unset evaluation.weights "
+                f"({weights})"
+            )
         apply = classifiers.DigitsNet(DIGITS_WIDTH).apply
         arrays = cached(cache, "digits-classifier-1", _DIGITS, lambda: _fit(*digits()))
         variables = classifiers.digits_from(arrays[:2], arrays[2:])

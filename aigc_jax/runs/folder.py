@@ -28,6 +28,9 @@ FREE = (
     "train.steps",
 )
 
+# Keys of a config without which no command can take a run.
+OF_EVERY_RUN = ("family", "data", "train", "sampling")
+
 
 class RunMismatch(SettingError):
     """A command whose config is not that of the run in its workdir."""
@@ -66,12 +69,25 @@ def read(workdir: pathlib.Path, name: str) -> dict[str, Any]:
     """`config.json` or `spec.json` of a run."""
     path = workdir / name
     if not path.is_file():
-        check_run(workdir)
-        raise MissingError(f"{path} is missing: restore it from a backup")
+        if not any((workdir / other).exists() for other in ("config.json", "spec.json")):
+            check_run(workdir)
+        raise MissingError(f"{path} is not there, or no file: restore it from a backup")
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError as error:
-        raise SettingError(f"{path} is damaged ({error}): restore it from a backup") from error
+        raise _damaged(path, error) from error
+    if not isinstance(found, dict):
+        raise _damaged(path, f"{type(found).__name__} instead of keys")
+    lost = [key for key in OF_EVERY_RUN if key not in found] if name == "config.json" else []
+    if lost and is_run(workdir):
+        read_spec(workdir)  # says so of a run of an earlier version
+    if lost:
+        raise _damaged(path, f"no {', '.join(lost)}")
+    return found
+
+
+def _damaged(path: pathlib.Path, why: object) -> SettingError:
+    return SettingError(f"{path} is damaged ({why}): restore it from a backup")
 
 
 def is_run(folder: pathlib.Path) -> bool:
@@ -152,7 +168,10 @@ def read_spec(workdir: pathlib.Path) -> DataSpec:
             for name, field in fields.items()
         }
 
-    return DataSpec(typed(spec["fields"]), typed(spec["conditions"]), spec["sizes"])
+    try:
+        return DataSpec(typed(spec["fields"]), typed(spec["conditions"]), dict(spec["sizes"]))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise _damaged(workdir / "spec.json", f"{type(error).__name__}: {error}") from error
 
 
 def identity(workdir: pathlib.Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from aigc_jax import files
 from aigc_jax.errors import RunError
 
 NAME = ".lock"
@@ -36,27 +37,20 @@ def owned(workdir: pathlib.Path) -> Iterator[None]:
     Raises:
       LockError: another training owns it.
     """
-    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
-    workdir.mkdir(parents=True, exist_ok=True)
-    try:
-        name = uuid.uuid4().hex
-        with _locked(workdir / NAME, name) as (file, certain):
-            before = _read(file)
-            if before:
-                _take_over(workdir, file, before, certain)
-            _write(file, name, 0)
-            done = threading.Event()
-            beating = threading.Thread(target=_beat, args=(file, name, done), daemon=True)
-            beating.start()
-            try:
-                yield
-            finally:
-                done.set()
-                beating.join()
-    finally:
-        with contextlib.suppress(OSError):  # the first that holds something stays, and so the rest
-            for folder in made:
-                folder.rmdir()
+    name = uuid.uuid4().hex
+    with files.made(workdir), _locked(workdir / NAME, name) as (file, certain):
+        before = _read(file)
+        if before:
+            _take_over(workdir, file, before, certain)
+        _write(file, name, 0)
+        done = threading.Event()
+        beating = threading.Thread(target=_beat, args=(file, name, done), daemon=True)
+        beating.start()
+        try:
+            yield
+        finally:
+            done.set()
+            beating.join()
 
 
 @contextlib.contextmanager

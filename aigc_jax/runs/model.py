@@ -272,6 +272,11 @@ def initial(
     source = files.expanded(source)
     params, extra, settings, classes = _learned(source)
     own = checks.flatten(folders.as_dict(config))
+    if settings.get("family", own["family"]) != own["family"]:
+        raise SettingError(
+            f"the weights in {source} are of family {settings['family']!r}, this config of "
+            f"{own['family']!r}: init_from takes those of its own family"
+        )
     differing = {k: settings[k] for k in OF_LABELS if settings.get(k, own.get(k)) != own.get(k)}
     there, here = _known(settings, classes), _known(own, spec.classes)
     same, theirs = not differing and there == here, family

@@ -41,7 +41,11 @@ class Writer:
             return
         path = workdir / "metrics.jsonl"
         if path.exists():
-            rows = [line for line in path.read_text().splitlines() if _step(line) <= start]
+            lines = path.read_text(errors="replace").splitlines()
+            rows = [line for line in lines if _step(line) <= start]
+            lost = sum(_step(line) == math.inf for line in lines[:-1])  # a kill cuts the last short
+            if lost:
+                _print(f"{path}: {lost} lines are no rows of metrics and are left out")
             files.write_text(path, "".join(f"{row}\n" for row in rows))
         self._jsonl = path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
@@ -114,10 +118,10 @@ def _print(text: str) -> None:
 
 
 def _step(line: str) -> float:
-    """The step of a row; infinite for a line that a kill cut short."""
+    """The step of a row; infinite for a line that is none, such as one that a kill cut short."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        return float(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError):
         return math.inf
 
 

@@ -145,7 +145,7 @@ def finish(
     Raises:
       LookupError: an unknown variant; it names the near misses.
     """
-    for name in filter(None, chosen.split("+")):
+    for name in chosen.split("+") if chosen else ():
         if name not in variants:
             near = difflib.get_close_matches(name, variants, n=3, cutoff=0.4)
             hint = f"did you mean {' or '.join(near)}? " if near else ""

@@ -14,6 +14,7 @@ from aigc_jax.commands import boundary
 from aigc_jax.errors import MissingError, RunError, SettingError
 
 NUMBERS = [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EMFILE]
+NUMBERS += [errno.ENAMETOOLONG, errno.ELOOP]
 
 
 def raised(error, cause=None):
@@ -56,6 +57,34 @@ def test_a_peer_that_is_gone_is_told_only_where_there_are_peers(monkeypatch):
     monkeypatch.setattr(boundary.hosts, "joined", lambda: True)
     assert "another process of this run has ended" in boundary.explain(error)
     assert boundary.explain(RunError("lower it")) == "lower it"
+
+
+LOSES = """
+import gc, os, signal, time
+from aigc_jax.commands import boundary
+boundary.end_by_interrupt()
+class Lost:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+del_ = Lost()
+try:
+    del del_
+    try:
+        time.sleep(30)
+    except KeyboardInterrupt:
+        raise ValueError("what an extension makes of it")
+except Exception as error:
+    boundary.end(boundary.tell(error, False).code)
+"""
+
+
+def test_an_interrupt_that_is_lost_on_its_way_ends_the_process():
+    done = subprocess.run(
+        [sys.executable, "-c", LOSES], capture_output=True, text=True, timeout=25, check=False
+    )
+    assert done.returncode == boundary.INTERRUPTED
+    assert done.stderr == "launch.py: interrupted\n"
 
 
 def test_a_damaged_json_is_told():

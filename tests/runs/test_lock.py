@@ -48,6 +48,12 @@ def test_a_folder_that_was_made_and_holds_nothing_is_removed_again(tmp_path):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["x"]
 
 
+def test_a_folder_whose_name_is_too_long_leaves_none_above_it(tmp_path):
+    with pytest.raises(OSError, match="too long"), lock.owned(tmp_path / "new" / ("x" * 300)):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_owner_that_was_killed_is_said_and_taken_over(tmp_path, capsys):
     process = owner_elsewhere(tmp_path)
     with pytest.raises(lock.LockError, match=f"process {process.pid} on"), lock.owned(tmp_path):

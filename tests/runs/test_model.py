@@ -142,6 +142,31 @@ def test_a_run_of_an_earlier_version_says_so_in_one_line(tmp_path):
         folders.check_same(tmp_path, {"family": "vae"})
 
 
+@pytest.mark.parametrize("name", ["config.json", "spec.json", "identity.json"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "\0", '{"fields": 3}', '{"fields": {}}'])
+def test_a_damaged_file_of_a_run_is_told_in_one_line(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    read = {"spec.json": folders.read_spec, "identity.json": folders.identity}
+    read = read.get(name, lambda place: folders.read(place, name))
+    if name == "identity.json" and len(text) > 4:
+        return  # any keys are its own
+    with pytest.raises(ValueError, match=f"{name} is damaged .*: restore it") as caught:
+        read(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_of_a_run_that_is_gone_is_told(tmp_path):
+    folders.write_spec(tmp_path, toys.dataset().spec)
+    with pytest.raises(FileNotFoundError, match=r"config.json is not there, or no file"):
+        folders.read(tmp_path, "config.json")
+
+
+def test_weights_of_another_family_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "_learned", lambda _: ({}, {}, {"family": "gan"}, 0))
+    with pytest.raises(ValueError, match="of family 'gan', this config of 'vae'"):
+        models.initial(tmp_path, {"family": "vae"}, None, toys.dataset().spec)
+
+
 def test_a_spec_is_read_as_it_was_written(tmp_path):
     plain = toys.dataset().spec
     named = plain._replace(conditions={"label": toys.LABEL._replace(names=("cat", "dog"))})

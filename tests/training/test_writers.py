@@ -37,6 +37,14 @@ def test_a_resumed_run_drops_later_rows_and_a_line_cut_short(tmp_path):
     ]
 
 
+def test_lines_that_are_no_rows_are_left_out_and_said(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'no\n[3]\n\xff\n{"step": "x"}\n{"step": 1, "a": 1.0}\n{"step"')
+    Writer(tmp_path, 1, 2, 1).close()
+    assert path.read_text() == '{"step": 1, "a": 1.0}\n'
+    assert "4 lines are no rows" in capsys.readouterr().out
+
+
 def test_tensorboard_gets_scalars_and_pictures(tmp_path):
     writer = Writer(tmp_path, 0, 10, 4)
     writer.scalars(3, {"a/loss": 0.5})
