@@ -115,6 +115,11 @@ def run(
     averaged = bool(model.family.averaged) and not raw
     weights = ("EMA" if averaged else "raw") if is_run else "as given"
     result = evaluator.run(model.variables, seed=seed, weights=weights)
+    if evaluations and not result.rows:
+        asked = ", ".join(evaluations)
+        raise SettingError(
+            f"family {config['family']!r} has no values of {asked}: ask for other --evaluations"
+        )
 
     counts = sorted({e.count for e in planned if e.draws})
     words = [f"step{model.step:08d}", f"seed{seed}", *(f"n{n}" for n in counts)]

@@ -57,6 +57,7 @@ MISTAKES = [
     ([f"{DIGITS}:smoke+"], "unknown variant ''"),
     (["--config=README.md"], "README.md is no config file"),
     ([DIGITS, "--config.init_from=a\nb"], "'--config.init_from=a\\nb' holds a character"),
+    ([*EVALUATE, "--evaluations=diagnosis"], "'diffusion' has no values of diagnosis: ask for"),
     ([*EVALUATE, "--evaluations=fdi"], "not 'fdi'; did you mean 'fid'?"),
     ([*EVALUATE, "--config.evaluation.statistics=gone.npz"], "gone.npz"),
     ([*EVALUATE, "--config.evaluation.reference_split=trian"], "has no split 'trian'"),
