@@ -101,7 +101,7 @@ def folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
         names = (path.with_name(f"{path.name}-{i}") for i in itertools.count(1))
         free = next(name for name in names if not os.path.lexists(name))
         with _named(free):
-            partial.rename(free)
+            partial.replace(free)
         raise OutputError(
             f"the results are in {free}: {path} came to hold something else ({error.strerror})"
         ) from error
