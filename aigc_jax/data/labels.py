@@ -61,8 +61,8 @@ def of_files(listing: Files, folders: Iterable[str], wanted: str | None) -> Labe
     Args:
       listing: of the images.
       folders: where to look, as "pets/", "" being the top. The paths in a file begin in its own
-        folder, else in the last of these, else in the one of them that has such an image. They may
-        lack the suffix, where no two images differ in that alone.
+        folder, else in the one of these above or below it that has such an image. They may lack the
+        suffix, where no two images differ in that alone.
       wanted: the file's name; None looks for `FILES`.
 
     Raises:
@@ -74,7 +74,8 @@ def of_files(listing: Files, folders: Iterable[str], wanted: str | None) -> Labe
     values, used, missing = {}, [], 0
 
     def find(folder: str, image: str) -> str | None:
-        for places in ((folder,), (folders[-1],), folders):
+        near = [f for f in folders if f.startswith(folder) or folder.startswith(f)]
+        for places in ((folder,), near):
             paths = {known.get(plain(place) + image) for place in places} - {None}
             if paths:
                 return paths.pop() if len(paths) == 1 else None

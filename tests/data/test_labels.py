@@ -32,7 +32,7 @@ STYLEGAN = {"labels": [["0/000.png", 3], ["0/001.png", 0], ["0/gone.png", 1]]}
             "label;file_name\nb10;0/000.png\nb9;0/001.png\nb9;x.png",
             {"b9": 1, "b10": 1},
         ),
-        ("labels.csv", "id,label\n000,1.0\n001,0.0\ngone,2.0\n002,\n", {0: 1, 1: 1}),
+        ("labels.csv", "id,label\n0/000,1.0\n0/001,0.0\ngone,2.0\n002,\n", {0: 1, 1: 1}),
         (
             "metadata.jsonl",
             '{"image_id": "0/000", "label": 1.0}\n{"image_id": "0/001", "label": 0.0}\n'
@@ -93,6 +93,14 @@ def test_a_table_without_suffixes_labels_the_images_of_one_folder(tmp_path):
     found = folders.open_folder(str(tmp_path))
     assert (counts(found), len(found.names)) == ({"lab": 2}, 2)
     assert "images named in labels.csv that are not there: 2" in found.about
+
+
+def test_labels_of_a_split_are_of_no_other(tmp_path):
+    tree(tmp_path, train=2, test=3)
+    (tmp_path / "train" / "labels.csv").write_text("image,label\n000.png,a\n002.png,b\n")
+    assert counts(folders.open_folder(str(tmp_path))) == {"a": 1}
+    (tmp_path / "train" / "labels.csv").write_text("image,label\ntrain/000.png,a\n001,b\n")
+    assert counts(folders.open_folder(str(tmp_path))) == {"a": 1, "b": 1}
 
 
 @pytest.mark.parametrize(
