@@ -54,7 +54,11 @@ class Model(NamedTuple):
         return Driver(self.family.drawing, mesh.devices.flat[0].platform)
 
 
-def outline(workdir: str | pathlib.Path, config: Mapping[str, Any] | None = None) -> Model:
+def outline(
+    workdir: str | pathlib.Path,
+    config: Mapping[str, Any] | None = None,
+    family: Family | None = None,
+) -> Model:
     """The model of a run before any weights are read, for what can be refused by then.
 
     Args and errors as of `load`; `variables` are empty and `step` is 0.
@@ -70,7 +74,7 @@ def outline(workdir: str | pathlib.Path, config: Mapping[str, Any] | None = None
         else:
             folders.check_same(workdir, config)
         spec = folders.read_spec(workdir)
-    return Model(config, spec, build.build(config, spec), Variables({}, {}), 0)
+    return Model(config, spec, family or build.build(config, spec), Variables({}, {}), 0)
 
 
 def load(
@@ -106,30 +110,22 @@ def load(
     workdir = files.expanded(workdir)
     if best and step is not None:
         raise SettingError(f"--best and --step={step} name two checkpoints: leave one of them out")
-    if config is not None:
-        config = with_network(config, workdir)
-    if _from_elsewhere(workdir, config):
-        if step is not None or best or raw:
-            raise SettingError(
-                f"there is no run in {workdir} to take another step or raw weights of: leave "
-                "--step, --best and --raw out, config.init_from is taken as it is; the best of a "
-                "run is config.init_from=RUN/best"
-            )
+    elsewhere = _from_elsewhere(workdir, config)
+    if elsewhere and (step is not None or best or raw):
+        raise SettingError(
+            f"there is no run in {workdir} to take another step or raw weights of: leave --step, "
+            "--best and --raw out, config.init_from is taken as it is; the best of a run is "
+            "config.init_from=RUN/best"
+        )
+    config, spec, family, *_ = outline(workdir, config, family)
+    if elsewhere:
         source = files.expanded(config["init_from"])
-        spec = _spec_of(source)
         if "diffusion" in config:
             weights.check_process(source, config["diffusion"])
-        family = build.build(config, spec)
         found = initial(source, config, family, spec, training=False)
         variables, step = _with_rest(family, *found), 0
         stored: tuple[str, Any] = ("", {})
     else:
-        if config is None:
-            config = folders.read(workdir, "config.json")
-        else:
-            folders.check_same(workdir, config)
-        spec = folders.read_spec(workdir)
-        family = family or build.build(config, spec)
         mode = config["train"]["sharding"]
         variables, stored, step = restore(workdir, family, step, best=best, raw=raw, mode=mode)
     if dtype is not None:

@@ -25,15 +25,6 @@ from configs import cyclegan_maps, ddpm_cifar, ddpm_digits, gan_mnist, r3gan_cif
 from configs.bases import base, gan
 
 FOLDER = pathlib.Path(configs.__file__).parent
-SPECS = {
-    "digits": specs.images((8, 8, 1), 10),
-    "mnist": specs.images((28, 28, 1), 10),
-    "cifar": specs.images((32, 32, 3), 10),
-    "celeba64": specs.images((64, 64, 3)),
-    "mixture": specs.points(),
-    "maps": specs.images((128, 128, 3), domains=2),
-    "horse2zebra": specs.images((256, 256, 3), domains=2),
-}
 NAMES = sorted(path.stem for path in FOLDER.glob("[a-z]*.py"))
 MODULES = {name: importlib.import_module(f"configs.{name}") for name in NAMES}
 CASES = [(name, variant) for name in NAMES for variant in ("", *MODULES[name].VARIANTS)]
@@ -81,7 +72,7 @@ def no_frozen_network(monkeypatch):
 
 @pytest.mark.parametrize(("name", "variant"), CASES)
 def test_every_config_builds_with_every_variant(name, variant, no_frozen_network):
-    spec = SPECS[name.split("_")[-1]]
+    spec = specs.OF_CONFIGS[name.split("_")[-1]]
     if name == "ddpm_celeba64" and variant == "conditional":  # CelebA itself has no classes
         variant, spec = "folder+conditional", specs.images(spec.shape, 2)
     config = MODULES[name].get_config(variant)
@@ -140,17 +131,17 @@ def test_ddpm_cifar_is_the_published_recipe():
     assert (config.train.batch_size, config.train.steps) == (128, 800_000)
     assert config.data.name == "cifar10"
     assert config.augment.to_dict() == {"flip": True, "shift": 0, "rotation": 0.0, "scale": 0.0}
-    made = build.build(config, SPECS["cifar"])
+    made = build.build(config, specs.OF_CONFIGS["cifar"])
     run = recipe(
         made,
-        SPECS["cifar"],
+        specs.OF_CONFIGS["cifar"],
         batch_size=config.train.batch_size,
         optimizer=config.optimizer,
         ema=config.ema,
         augment=config.augment,
     )
     assert float(run.ema_decay(jnp.int32(0))) == pytest.approx(0.9999, abs=1e-7)
-    params, *_ = shapes(made, config, SPECS["cifar"])
+    params, *_ = shapes(made, config, specs.OF_CONFIGS["cifar"])
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == 35_746_307
     published = {metric: value for metric, value, _ in config.published}
     assert published == {"fid": 3.17, "inception_score": 9.46, "bits_per_dim": 3.75}
@@ -248,7 +239,7 @@ def test_an_unknown_family_is_told_the_near_one():
     config = ddpm_digits.get_config()
     config.family = "difusion"
     with pytest.raises(ValueError, match=r"not 'difusion'; did you mean 'diffusion'\?"):
-        build.build(config, SPECS["digits"])
+        build.build(config, specs.OF_CONFIGS["digits"])
 
 
 # One experiment for each family and each kind of network.
@@ -284,7 +275,7 @@ def sections(config, prefix=""):
 @pytest.mark.parametrize("experiment", OF_EVERY_KIND)
 def test_a_config_with_a_wrong_key_says_which(experiment, no_frozen_network):
     name, _, variant = experiment.partition(":")
-    spec = SPECS[OF_EVERY_KIND[experiment]]
+    spec = specs.OF_CONFIGS[OF_EVERY_KIND[experiment]]
 
     def fresh():
         return MODULES[name].get_config(variant or "smoke").to_dict()
@@ -328,7 +319,7 @@ def test_a_config_of_an_older_version_says_which_key_it_lacks(name, key):
     path, _, last = key.rpartition(".")
     del sections(config)[path][last]
     with pytest.raises(ValueError, match=rf"config.{path} lacks '{last}'.*older version"):
-        build.build(config, SPECS[OF_EVERY_KIND[name]])
+        build.build(config, specs.OF_CONFIGS[OF_EVERY_KIND[name]])
 
 
 @pytest.mark.parametrize("section", ["network", "vae", "sampling"])
@@ -336,7 +327,7 @@ def test_a_config_without_a_section_says_which(section):
     config = MODULES["vae_digits"].get_config().to_dict()
     del config[section]
     with pytest.raises(ValueError, match=rf"lacks the section '{section}'"):
-        build.build(config, SPECS["digits"])
+        build.build(config, specs.OF_CONFIGS["digits"])
 
 
 def test_a_mistake_within_a_family_is_not_taken_for_one_of_the_config(monkeypatch):
@@ -345,4 +336,4 @@ def test_a_mistake_within_a_family_is_not_taken_for_one_of_the_config(monkeypatc
 
     monkeypatch.setattr(diffusion, "build", broken)
     with pytest.raises(KeyError, match="nothing"):
-        build.build(ddpm_digits.get_config(), SPECS["digits"])
+        build.build(ddpm_digits.get_config(), specs.OF_CONFIGS["digits"])

@@ -16,15 +16,6 @@ from aigc_jax.commands import train, validation
 from configs import vae_digits
 
 NAMES = sorted(p.stem for p in pathlib.Path(configs.__file__).parent.glob("[a-z]*.py"))
-SPECS = {
-    "digits": specs.images((8, 8, 1), 10),
-    "mnist": specs.images((28, 28, 1), 10),
-    "cifar": specs.images((32, 32, 3), 10),
-    "celeba64": specs.images((64, 64, 3)),
-    "mixture": specs.points(),
-    "maps": specs.images((32, 32, 3), domains=2),
-    "horse2zebra": specs.images((32, 32, 3), domains=2),
-}
 OF_A_FAMILY = ("network", "diffusion", "vae", "gan", "cyclegan", "sampling")
 
 # What follows is said here once more, and not read from the annotations: they are what is tested.
@@ -145,7 +136,10 @@ def walk():
     """
     found = {}
     for name in NAMES:
-        module, spec = importlib.import_module(f"configs.{name}"), SPECS[name.split("_")[-1]]
+        module, spec = (
+            importlib.import_module(f"configs.{name}"),
+            specs.OF_CONFIGS[name.split("_")[-1]],
+        )
         for variant in ("smoke", "", *module.VARIANTS):  # the smallest first: it is taken
             config = module.get_config(variant).to_dict()
             if name == "ddpm_celeba64" and config["diffusion"]["conditional"]:
@@ -207,7 +201,7 @@ def check_told(changes, words, base="vae_digits"):
     for key, value in changes.items():
         config = changed(config, key, value)
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
-        validation.validate(config, SPECS[base.split("_")[-1]])
+        validation.validate(config, specs.OF_CONFIGS[base.split("_")[-1]])
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -295,10 +289,12 @@ def test_every_name_of_a_best_metric_that_exists_is_taken():
     config["evaluations"] = {"fid": {}, "few": {"metric": "modes"}}
     best = ("test/kl", "test/aggregate_variance", "eval/fd_digits", "eval/few/sure_digits")
     for name in best:
-        validation.validate(changed(config, "checkpoint.best", name), SPECS["digits"])
+        validation.validate(changed(config, "checkpoint.best", name), specs.OF_CONFIGS["digits"])
     labelled = "eval/few/agreement_digits"
     conditional = changed(config, "vae.conditional", True)
-    validation.validate(changed(conditional, "checkpoint.best", labelled), SPECS["digits"])
+    validation.validate(
+        changed(conditional, "checkpoint.best", labelled), specs.OF_CONFIGS["digits"]
+    )
     changes = {k: config[k] for k in ("evaluation", "evaluations")} | {"checkpoint.best": labelled}
     check_told(changes, "not 'eval/few/agreement_digits'")
 
