@@ -80,11 +80,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _of_library(error: BaseException) -> str | None:
     """What to tell of an error that Python or a library raised, where its cause is a known one."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if isinstance(error, MemoryError) or MEMORY.search(str(error)):
-        return (
-            "out of memory: lower train.batch_size (--batch of other commands), take a narrower "
-            f"network or a lower precision, or more devices with train.sharding=fsdp ({text[:200]})"
-        )
     if isinstance(error, json.JSONDecodeError):
         return f"a file that should hold JSON is damaged ({text}): restore it from a backup"
     if isinstance(error, zipfile.BadZipFile | UnidentifiedImageError):
@@ -95,6 +90,12 @@ def _of_library(error: BaseException) -> str | None:
     for number, advice in OF_SYSTEM.items():  # TensorStore's errors have the words alone
         if f": {os.strerror(number)}" in text or f"OS error {number}" in text:
             return f"{text[:300]}; {advice}"
+    # After these: a disk without inodes is an exhausted resource too.
+    if isinstance(error, MemoryError) or MEMORY.search(str(error)):
+        return (
+            "out of memory: lower train.batch_size (--batch of other commands), take a narrower "
+            f"network or a lower precision, or more devices with train.sharding=fsdp ({text[:200]})"
+        )
     return None
 
 
