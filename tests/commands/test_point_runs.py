@@ -36,7 +36,7 @@ def test_a_run_judges_points_on_its_schedule_and_at_its_end(points_run):
     assert {f"eval/{name}" for name in wanted} <= set(metrics)
     assert 0 < metrics["samples/diversity"] < 10
     (scheduled,) = (workdir / "evaluations").glob("scheduled-*.json")
-    (asked,) = (workdir / "evaluations").glob("step*-n60.json")
+    (asked,) = (workdir / "evaluations").glob("step*-n60-????????.json")
     for path, n in ((scheduled, 50), (asked, 60)):
         rows = {row["metric"]: row for row in json.loads(path.read_text())["rows"]}
         assert wanted <= set(rows)

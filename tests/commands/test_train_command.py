@@ -64,9 +64,9 @@ def test_a_finished_run_has_nothing_to_do_and_a_changed_one_is_refused(run, laun
     ]
     launch(*train)
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"other data:\n  optimizer.learning_rate: 0.002 -> 1"):
+    with pytest.raises(SystemExit, match=r"another config:\n  optimizer.learning_rate: 0.002 -> 1"):
         launch(*train, "--config.optimizer.learning_rate=1.0")
-    with pytest.raises(SystemExit, match=r"other data:\n  family: diffusion -> vae"):
+    with pytest.raises(SystemExit, match=r"another config:\n  family: diffusion -> vae"):
         launch(*train, "--mode=evaluate", "--config.family=vae")
 
 

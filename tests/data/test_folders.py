@@ -242,9 +242,13 @@ def test_a_folder_is_grey_where_all_its_images_are(tmp_path, monkeypatch):
     assert colour.spec.shape == (4, 4, 3)
     assert "(colour, " in colour.about
     assert load(channels=1).sources["train"].fetch(np.arange(2))["x"].shape == (2, 4, 4, 1)
-    for name, channels in (("folder", 2), ("ring", 1), ("stacked_mnist", 3)):
+    for name, channels, path in (
+        ("folder", 2, tmp_path),
+        ("ring", 1, ""),
+        ("stacked_mnist", 3, ""),
+    ):
         with pytest.raises(DataError, match=r"data\.channels"):
-            datasets.load(name, path=str(tmp_path), channels=channels)
+            datasets.load(name, path=str(path) or None, channels=channels)
 
 
 def test_channels_of_tfds_can_be_set(tmp_path):
