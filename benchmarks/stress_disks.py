@@ -3,8 +3,9 @@
     sudo python benchmarks/stress_disks.py
 
 Each command works on a disk of its own (a tmpfs, whose mount takes root) that is full, read-only,
-without inodes, or has a file where a folder is to lie. It must end by itself with exit code 1 and
-one line, lose nothing that was there, leave nothing half written, and work once the disk does.
+without inodes, or has something else where its output is to lie. It must end by itself with exit
+code 1 and one line, lose nothing that was there, leave nothing half written, and work once the disk
+does.
 """
 
 import argparse
@@ -74,7 +75,32 @@ def without_inodes(place: pathlib.Path) -> Callable[[], None]:
     return lambda: subprocess.run(more, check=True) and None
 
 
+# Folders of outputs in whose place a file is put; in a report's a folder.
+IN_THE_WAY = ("generated", "evaluations", "samples", "diffusers", "codes", "denoised")
+
+
+def in_the_way(place: pathlib.Path) -> Callable[[], None]:
+    """Puts something else where outputs are to lie; returns what puts back what was there."""
+    moved = []
+    for path in (*(place / "run" / name for name in IN_THE_WAY), place / "new"):
+        if path.exists():
+            moved.append((path, path.rename(path.with_name(f"was-{path.name}"))))
+        path.write_text("someone's")
+    (place / "run" / "report.html").unlink(missing_ok=True)
+    (place / "run" / "report.html").mkdir()
+
+    def mend() -> None:
+        for path in (*(place / "run" / name for name in IN_THE_WAY), place / "new"):
+            path.unlink()
+        for path, was in moved:
+            was.rename(path)
+        (place / "run" / "report.html").rmdir()
+
+    return mend
+
+
 FAULTS = {
+    "something in the way": in_the_way,
     "full": full,
     # Enough to begin: the disk is full in the middle of a save, a picture or a file.
     "8 KiB left": lambda place: full(place, 8 << 10),
@@ -97,19 +123,20 @@ def arguments(command: str, place: pathlib.Path, data: pathlib.Path) -> list[str
     return [f"--mode={mode}", *needs, *COMMANDS[command], workdir]
 
 
-def attempt(command: str, fault: str, root: pathlib.Path) -> tuple[list[str], str]:
-    """(what is wrong with how a command ended, each with its kind first; what it wrote)."""
+def attempt(command: str, fault: str, root: pathlib.Path) -> tuple[list[str], str, float]:
+    """(what is wrong with how a command ended, its kind first; what it wrote; seconds)."""
     mode = command.partition(" ")[0]
     run = "diffusion" if mode == "resume" else OF.get(mode, "diffusion")
     place, found = root / f"disk-{os.getpid()}", []
     environment = {"TMPDIR": str(place), "JAX_COMPILATION_CACHE_DIR": str(place / "cache")}
     given = arguments(command, place, root / "data")
     with disk(place, root / "runs" / run):
-        before = scenes.contents(place)
         mend = FAULTS[fault](place)
+        before = scenes.contents(place)
+        before.pop("filling", None)
         outcome = forks.run(*given, timeout=60, environment=environment)
-        mend()
         after = scenes.contents(place)
+        mend()
         text = outcome.out + outcome.err
         lines = [line for line in outcome.err.splitlines() if line.strip()]
         if outcome.seconds > LIMIT:
@@ -136,7 +163,7 @@ def attempt(command: str, fault: str, root: pathlib.Path) -> tuple[list[str], st
             again = forks.run(*given, timeout=90)
             if again.code != 0:
                 found.append(f"not mended: {again.code}, {again.err.strip()[-300:]}")
-    return found, f"{outcome.out[-300:]}\n{outcome.err[-900:]}"
+    return found, f"{outcome.out[-300:]}\n{outcome.err[-900:]}", outcome.seconds
 
 
 def main() -> None:
@@ -153,9 +180,11 @@ def main() -> None:
     kinds = ("tracebacks", "silent acceptances", "slow ends", "losses", "halves", "several lines")
     counts, began = Counter(dict.fromkeys(kinds, 0)), time.monotonic()
     print(f"{machine()}; runs in {root}", flush=True)
+    slowest = 0.0
     for command in options.only:
         for fault in FAULTS:
-            found, said = attempt(command, fault, root)
+            found, said, seconds = attempt(command, fault, root)
+            slowest = max(slowest, seconds)
             counts["cases"] += 1
             counts["failing"] += bool(found)
             for what in found:
@@ -163,7 +192,11 @@ def main() -> None:
             if found:
                 print(f"\n{command}, {fault}: {'; '.join(found)}\n{said}", flush=True)
     listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-    print(f"{listed} ({(time.monotonic() - began) / 60:.1f} min)", flush=True)
+    print(
+        f"{listed}; the slowest command took {slowest:.1f} s "
+        f"({(time.monotonic() - began) / 60:.1f} min)",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
