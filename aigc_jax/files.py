@@ -156,6 +156,7 @@ def check(
       size: bytes that they will take, where that is known.
     """
     for path in map(pathlib.Path, paths):
+        _check_text(path)
         if path.is_dir():
             if not folders:
                 raise OutputError(f"{path} is a folder, in the way of a file: {ELSEWHERE}")
@@ -169,6 +170,14 @@ def check(
         filled = final.is_dir() and (not new or _is_filled_in_place(final))
         place = final if filled else final.parent
         _check_writable(next(p for p in (place, *place.parents) if os.path.lexists(p)), path, size)
+
+
+def _check_text(path: pathlib.Path) -> None:
+    """Raises OutputError where a path is no text, which checkpoints' names must be."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise OutputError(f"{str(path)!r} is no valid UTF-8: {ELSEWHERE}") from error
 
 
 def check_apart(

@@ -188,7 +188,9 @@ def data() -> Iterator[Case]:
         ("data.name=ring", "image"),
     ):  # fmt: skip
         settings = tuple(f"--config.{setting}" for setting in line.split())
-        accepted = (0, 1) if line == "data.path={data}/grey data.test_split=train" else (1,)
+        # Tested on what it learns from: some do that on purpose, and the second is told so.
+        on_training = ("test_split=train", "test_split=train[:50%]")
+        accepted = (0, 1) if line.endswith(on_training) else (1,)
         yield Case(
             f"data: {line}", (*FACES, *SMALL, *settings, NEW), word, codes=accepted, limit=40
         )

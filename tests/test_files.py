@@ -281,3 +281,9 @@ def test_arrays_are_read_back(tmp_path):
     with np.load(tmp_path / "a.npz") as arrays:
         assert arrays["x"].tolist() == [0, 1, 2]
         assert arrays["s"] == 2
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    with pytest.raises(files.OutputError, match="is no valid UTF-8"):
+        files.check(tmp_path / os.fsdecode(b"\x80"), folders=True, new=False)
+    files.check(tmp_path / "zoë?", folders=True, new=False)
