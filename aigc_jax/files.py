@@ -28,10 +28,8 @@ from aigc_jax.errors import SettingError
 
 INSTEAD = "name another --output, or move it away"
 ELSEWHERE = "move it away, or write elsewhere by --output or --workdir"
-PROBE = 4096  # bytes written and removed to see whether a folder can be written to
-
-
 OUTPUT_IN_INPUT = "the output {} would lie in the input {}: name a folder outside it by --output"
+PROBE = 4096  # bytes written and removed to see whether a folder can be written to
 
 
 class OutputError(SettingError):

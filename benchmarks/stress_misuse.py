@@ -1,7 +1,7 @@
 """Misuses every command in hundreds of ways, and judges how it ends.
 
     python benchmarks/stress_misuse.py
-    python benchmarks/stress_misuse.py --only='damage|weights' --root=/tmp/scene
+    python benchmarks/stress_misuse.py --only='damage|weights' --root=scene
 
 A misuse must end by itself with exit code 1, in time, without a traceback, with one line on stderr
 that names what is wrong, and leave every file as it was. Prints what failed and the counts.

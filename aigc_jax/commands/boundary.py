@@ -88,7 +88,7 @@ def _of_library(error: BaseException) -> str | None:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; {OF_SYSTEM[error.errno]}"
     for number, advice in OF_SYSTEM.items():  # TensorStore's errors have the words alone
-        if f": {os.strerror(number)}" in text or f"OS error {number}" in text:
+        if f": {os.strerror(number)}" in text or re.search(rf"OS error {number}\b", text):
             return f"{text[:300]}; {advice}"
     # After these: a disk without inodes is an exhausted resource too.
     if isinstance(error, MemoryError) or MEMORY.search(str(error)):

@@ -141,10 +141,8 @@ class Meter:
             found += " the oldest that is kept, was not sound"
         else:
             found = "No checkpoint from before that is kept"
-        remedy = (
-            "with another setting, such as a lower optimizer.learning_rate, optimizer.clip, or "
-        )
-        remedy += "networks of dtype float32"
+        remedy = "with another setting, such as a lower optimizer.learning_rate, optimizer.clip, "
+        remedy += "or networks of dtype float32"
         if good or doubtful:
             from_step = f"--from-step={(good or doubtful)[-1]}"
             return DivergedError(

@@ -31,8 +31,10 @@ def asked() -> Iterator[Callable[[int], bool]]:
         if received:
             os._exit(AT_ONCE)
         received.append(number)
-        # Not print: a signal may come while something is being printed.
-        os.write(1, b"\nstopping: saves first; a second signal (Ctrl-C) ends it at once\n")
+        # Not print: a signal may come while something is being printed. After SIGHUP the terminal
+        # takes no more: an error here would be raised wherever training is, before it has saved.
+        with contextlib.suppress(OSError):
+            os.write(1, b"\nstopping: saves first; a second signal (Ctrl-C) ends it at once\n")
         if several and number != signal.SIGTERM:
             os.kill(os.getpid(), signal.SIGTERM)  # for which the runtime watches
 

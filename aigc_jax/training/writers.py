@@ -63,13 +63,14 @@ class Writer:
     def advance(self) -> None:
         """Moves the progress bar by one step."""
         if self._on:
-            self._bar.update(self._batch_size)
+            with contextlib.suppress(OSError):  # the terminal was closed
+                self._bar.update(self._batch_size)
 
     def say(self, message: str) -> None:
         """A line for the reader, above the bar."""
         if self._on:
-            with tqdm.external_write_mode():
-                _print(message)
+            with contextlib.suppress(OSError), tqdm.external_write_mode():
+                print(message, flush=True)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """One row of metrics at `step`."""
@@ -105,7 +106,8 @@ class Writer:
     def close(self) -> None:
         """Flushes and closes everything."""
         if self._on:
-            self._bar.close()
+            with contextlib.suppress(OSError):
+                self._bar.close()
             with contextlib.suppress(OSError):  # a full disk is told where a row is written
                 self._board.close()
                 self._jsonl.close()

@@ -40,6 +40,7 @@ def test_errors_of_the_system_name_the_path_and_what_to_do(number):
         (MissingError("no run in x"), "no run in x"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), "train.batch_size"),
         (MemoryError(), "train.batch_size"),
+        (ValueError("writing x: [OS error 17: EEXIST]"), "in the way"),
         (ValueError("RESOURCE_EXHAUSTED: writing x: No space left on device"), "make room"),
         (UnidentifiedImageError("cannot identify image file 'a.png'"), "a damaged file: cannot"),
         (zipfile.BadZipFile("File is not a zip file"), "a damaged file"),

@@ -206,7 +206,7 @@ def test_a_damaged_zip_is_read_as_far_as_it_goes(tmp_path, capsys):
     assert "1 of 2 images cannot be read and are left out: 1.png (" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/tmp/x.png"])
+@pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/x.png"])
 def test_names_that_lead_out_of_the_folder_are_refused(name):
     with pytest.raises(ValueError, match="leads out of its folder: pack it anew"):
         image_folder.output_names(["fine.png", name])

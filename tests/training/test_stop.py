@@ -65,3 +65,13 @@ def test_another_thread_trains_without_signals():
     thread.start()
     thread.join()
     assert found == [False]
+
+
+def test_a_closed_terminal_does_not_keep_a_run_from_its_save(monkeypatch):
+    def closed(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(stop.os, "write", closed)
+    with stop.asked() as stopped:
+        send(signal.SIGHUP)
+        assert stopped(1)
