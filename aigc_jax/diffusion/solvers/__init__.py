@@ -1,4 +1,4 @@
-"""Solvers of diffusion models, by name. They see only `denoise(x, index)`, an estimate of x_0.
+"""Solvers of diffusion models, by name. They see only `denoise(x, level)`, an estimate of x_0.
 
 A new solver is a file beside this one and a row of `SOLVERS`; a setting that only it has is one
 more field of `Settings`.
@@ -7,17 +7,17 @@ more field of `Settings`.
 from typing import Annotated, Any, NamedTuple
 
 from aigc_jax.checks import OneOf, Probability, Whole, one_of
-from aigc_jax.diffusion.process import Process
+from aigc_jax.diffusion.process import Level, Process
 from aigc_jax.diffusion.solvers import ancestral, ddim
 from aigc_jax.diffusion.solvers.base import Solver
-from aigc_jax.diffusion.solvers.spacing import SPACINGS, timesteps
+from aigc_jax.diffusion.solvers.spacing import SPACINGS, grid
 
 
 class Settings(NamedTuple):
     """What solvers can be set to, each reading its own.
 
     Attributes:
-      variance: of "ancestral", "fixed_small" or "fixed_large".
+      variance: of "ancestral", "fixed_small", "fixed_large" or "learned".
       eta: of "ddim", 0..1.
     """
 
@@ -25,10 +25,12 @@ class Settings(NamedTuple):
     eta: Probability = 0.0
 
 
-# {config.sampling.sampler: (process, times [S] descending, settings) -> solver}
+# {config.sampling.sampler: (process, levels [S + 1] noisiest first, settings) -> solver}
 SOLVERS = {
-    "ancestral": lambda process, index, chosen: ancestral.solver(process, index, chosen.variance),
-    "ddim": lambda process, index, chosen: ddim.solver(process, index, chosen.eta),
+    "ancestral": lambda process, levels, chosen: ancestral.solver(
+        levels, process.start_std, chosen.variance
+    ),
+    "ddim": lambda process, levels, chosen: ddim.solver(levels, process.start_std, chosen.eta),
 }
 
 
@@ -44,11 +46,14 @@ def build(
 
     Args:
       sampler: a name of `SOLVERS`; ValueError for any other.
-      steps: how many times of the process are visited; 0 takes every one.
-      spacing: which times; see `spacing.timesteps`.
+      steps: how many steps a run makes; 0 takes every time of a discrete process.
+      spacing: which levels of noise it visits; see `spacing.grid`.
       settings: see `Settings`.
     """
-    total = len(process.times)
-    index = timesteps(spacing, steps or total, total)
+    return on(process, grid(process, spacing, steps), sampler=sampler, **settings)
+
+
+def on(process: Process, levels: Level, *, sampler: str, **settings: Any) -> Solver:
+    """A solver by name over levels [S + 1] at hand, noisiest first."""
     one_of("sampling.sampler", sampler, SOLVERS)
-    return SOLVERS[sampler](process, index, Settings(**settings))
+    return SOLVERS[sampler](process, levels, Settings(**settings))

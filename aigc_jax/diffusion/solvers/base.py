@@ -1,62 +1,121 @@
 """What a solver is: a table of numbers and a pure step that sees only `denoise`.
 
-One compiled step serves the whole table; a solver with memory, or with several evaluations a step,
-brings a carry and a step of its own.
+A row of the table is one network call, so that a run calls the network as often as its table has
+rows. Nearly all solvers are linear in what they keep, in the estimate of x_0 and in noise: `linear`
+has their one step, and a solver is then a matrix for each call, made once on the host in float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.diffusion.process import Process
+from aigc_jax.diffusion.process import Level
 
-# (x [n, ...], number of a time of the process, scalar) -> x_0 [n, ...]
-Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+
+class Estimate(NamedTuple):
+    """What a network says of x_t.
+
+    Attributes:
+      x0: the estimate of x_0 [n, ...].
+      share: of a network that learns its variance, where ln(variance) lies between the smallest (0)
+        and the largest (1) that a step may have, [n, ...]; else None.
+    """
+
+    x0: jax.Array
+    share: jax.Array | None = None
+
+
+# (x [n, ...], level of scalars) -> estimate
+Denoise = Callable[[jax.Array, Level], Estimate]
 
 
 class Solver(NamedTuple):
-    """A way from noise to samples in S steps.
+    """A way from noise to samples.
 
     Attributes:
-      table: {name: float64 [S]}, what each step needs; always holds "index", the number of its
-        time.
-      step: (denoise, carry, row {name: scalar}, noise like x or None) -> (carry, x_0 estimate).
-      start: x_T [n, ...] standard normal -> carry.
+      table: {name: tree of float64 [calls, ...]}, what each network call needs; "at" is its Level.
+      step: (denoise, carry, row, noise like x or None) -> (carry, x_0 estimate): one network call.
+      start: x [n, ...] at the first level -> carry.
       finish: carry -> samples [n, ...].
-      stochastic: whether steps draw noise.
+      std: standard deviation of the x [n, ...] that samples start from.
+      stochastic: whether steps use noise.
     """
 
-    table: dict[str, np.ndarray]
+    table: Mapping[str, Any]
     step: Callable
     start: Callable = lambda x: x
     finish: Callable = lambda carry: carry
-    stochastic: bool = True
+    std: float = 1.0
+    stochastic: bool = False
+
+    @property
+    def calls(self) -> int:
+        """How often a run calls the network."""
+        return len(self.table["at"].t)
 
 
-def linear(index: np.ndarray, c_x0: np.ndarray, c_x: np.ndarray, std: np.ndarray) -> Solver:
-    """A single-step solver whose steps are linear: `linear_step` over columns [S]."""
-    table = {"index": np.asarray(index, np.float64), "c_x0": c_x0, "c_x": c_x, "std": std}
-    return Solver(table, linear_step, stochastic=bool(np.any(std)))
+def linear(
+    at: Level,
+    keep: np.ndarray,
+    x0: np.ndarray,
+    noise: np.ndarray | None = None,
+    *,
+    std: float = 1.0,
+) -> Solver:
+    """A solver that is linear in what it keeps, k arrays z_0..z_{k-1} like x.
 
+    A call is at z_0, and then z <- keep z + x0 denoise(z_0) + noise eps. Samples are the last z_0.
 
-def linear_step(
-    denoise: Denoise, x: jax.Array, row: dict[str, jax.Array], noise: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """(c_x0 denoise(x, index) + c_x x + std noise, denoise(x, index))."""
-    x0 = denoise(x, row["index"])
-    new = row["c_x0"] * x0 + row["c_x"] * x
-    return (new if noise is None else new + row["std"] * noise), x0
-
-
-def from_to(process: Process, index: np.ndarray) -> tuple[np.ndarray, ...]:
-    """alpha, sigma [S] where each step starts, alpha_s, sigma_s [S] where it ends.
-
-    The last step ends at x_0 itself.
+    Args:
+      at: the level of each call, [calls].
+      keep: [calls, k, k]; x0: [calls, k]; noise: [calls, k], None where steps have none.
+      std: see `Solver`.
     """
-    alpha, sigma = process.alpha[index], process.sigma[index]
-    return alpha, sigma, np.append(alpha[1:], 1.0), np.append(sigma[1:], 0.0)
+    k = keep.shape[-1]
+    if noise is not None and not noise.any():
+        noise = None
+    table = {"at": at, "keep": keep, "x0": x0} | ({} if noise is None else {"noise": noise})
+    # What no call uses is left out of the program.
+    used = [[j for j in range(k) if keep[:, i, j].any()] for i in range(k)]
+    shifted = noise is not None and noise.any(axis=0)
+
+    def step(
+        denoise: Denoise, carry: tuple[jax.Array, ...], row: Mapping[str, Any], eps: Any
+    ) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        estimate = denoise(carry[0], row["at"]).x0
+
+        def new(i: int) -> jax.Array:
+            z = row["x0"][i] * estimate
+            for j in used[i]:
+                z = z + row["keep"][i, j] * carry[j]
+            return z + row["noise"][i] * eps if noise is not None and shifted[i] else z
+
+        return tuple(new(i) for i in range(k)), estimate
+
+    return Solver(
+        table,
+        step,
+        start=lambda x: (x, *[jnp.zeros_like(x)] * (k - 1)),
+        finish=lambda carry: carry[0],
+        std=std,
+        stochastic=noise is not None,
+    )
+
+
+def single_step(
+    at: Level, c_x: np.ndarray, c_x0: np.ndarray, std: np.ndarray | None = None, *, start: float
+) -> Solver:
+    """A `linear` solver that keeps x alone: x <- c_x x + c_x0 denoise(x) + std eps, columns [S]."""
+    noise = None if std is None else std[:, None]
+    return linear(at, c_x[:, None, None], c_x0[:, None], noise, std=start)
+
+
+def steps_of(grid: Level) -> tuple[Level, Level]:
+    """Where each of S steps starts and where it ends, [S], of a grid [S + 1]."""
+    return Level(*(a[:-1] for a in grid)), Level(*(a[1:] for a in grid))
 
 
 def noise_like(keys: jax.Array, shape: tuple[int, ...], salt: Any) -> jax.Array:

@@ -1,22 +1,28 @@
-"""DDIM (Song et al. 2021, arXiv:2010.02502)."""
+"""DDIM (Song et al. 2021, arXiv:2010.02502), which is Euler's method in x / alpha."""
 
 import numpy as np
 
-from aigc_jax.diffusion.process import Process
-from aigc_jax.diffusion.solvers.base import Solver, from_to, linear
-from aigc_jax.errors import SettingError
+from aigc_jax.diffusion.process import Level
+from aigc_jax.diffusion.solvers.base import Solver, single_step, steps_of
 
 
-def solver(process: Process, index: np.ndarray, eta: float = 0.0) -> Solver:
-    """DDIM (Song et al. 2021, eq. 12) over the times `index` [S], descending; it ends at x_0.
+def coefficients(grid: Level, eta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """c_x, c_x0 and the noise's std [S] of DDIM (Song et al. 2021, eq. 12) over a grid [S + 1]."""
+    at, to = steps_of(grid)
+    # The posterior q(x_s | x_t, x_0) has this std at eta = 1, for any alpha and sigma.
+    std = (
+        eta
+        * to.sigma
+        * np.sqrt(np.maximum(1 - (at.alpha * to.sigma / (to.alpha * at.sigma)) ** 2, 0))
+    )
+    c_x = np.sqrt(np.maximum(to.sigma**2 - std**2, 0)) / at.sigma
+    return c_x, to.alpha - c_x * at.alpha, std
+
+
+def solver(grid: Level, start: float, eta: float = 0.0) -> Solver:
+    """DDIM over a grid [S + 1], noisiest first, that ends at x_0.
 
     eta = 0 is deterministic; eta = 1 is ancestral sampling with the posterior's variance.
-    ValueError for an eta outside 0..1.
     """
-    if not 0 <= eta <= 1:
-        raise SettingError(f"sampling.eta must lie in 0..1, not {eta}")
-    alpha, sigma, alpha_s, sigma_s = from_to(process, index)
-    # The posterior q(x_s | x_t, x_0) has this std at eta = 1, for any alpha and sigma.
-    std = eta * sigma_s * np.sqrt(np.maximum(1 - (alpha * sigma_s / (alpha_s * sigma)) ** 2, 0))
-    c_x = np.sqrt(np.maximum(sigma_s**2 - std**2, 0)) / sigma
-    return linear(index, alpha_s - c_x * alpha, c_x, std)
+    at, _ = steps_of(grid)
+    return single_step(at, *coefficients(grid, eta), start=start)

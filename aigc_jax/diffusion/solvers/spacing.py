@@ -1,12 +1,13 @@
-"""Which of a process's times a solver visits.
+"""Which levels of noise a solver visits.
 
 "leading", "trailing" and "linspace" are Lin et al. 2024 (arXiv:2305.08891, table 2); "quadratic" is
-what DDIM uses for CIFAR-10 (Song et al. 2021, arXiv:2010.02502, D.3).
+what DDIM uses for CIFAR-10 (Song et al. 2021, arXiv:2010.02502, D.3): times of a discrete process.
 """
 
 import numpy as np
 
 from aigc_jax.checks import one_of
+from aigc_jax.diffusion.process import Level, Process
 from aigc_jax.errors import SettingError
 
 
@@ -46,9 +47,29 @@ def timesteps(spacing: str, steps: int, total: int) -> np.ndarray:
     """
     if not 1 <= steps <= total:
         raise SettingError(
-            f"sampling.steps must lie in 1..{total} (diffusion.timesteps), not {steps}"
+            f"sampling.steps must lie in 1..{total} (diffusion.process.timesteps), not {steps}"
         )
     one_of("sampling.spacing", spacing, SPACINGS)
     if steps == 1:  # from the cleanest time it would give back the noise that it is given
         return np.array([total - 1])
     return SPACINGS[spacing](steps, total)[::-1].astype(int)
+
+
+def ending(levels: Level) -> Level:
+    """Levels [S], noisiest first, and x_0 itself behind them: a grid [S + 1]."""
+    return Level(
+        np.append(levels.t, 0.0), np.append(levels.alpha, 1.0), np.append(levels.sigma, 0.0)
+    )
+
+
+def grid(process: Process, spacing: str, steps: int) -> Level:
+    """The levels that a run of `steps` steps visits and x_0 behind them, [steps + 1].
+
+    Args:
+      steps: of a discrete process, 0 takes every time.
+    """
+    if process.total:
+        t = timesteps(spacing, steps or process.total, process.total)
+    else:  # TODO(solvers): continuous grids
+        t = np.linspace(process.high, process.low, steps + 1)[:steps]
+    return ending(process.level(t))
