@@ -26,7 +26,7 @@ FAMILIES = {
     "diffusion": (
         "configs/ddpm_digits.py:smoke",
         "test/loss",
-        "--config.diffusion.timesteps=4",
+        "--config.diffusion.process.timesteps=4",
         "--config.sampling.steps=2",
     ),
     "vae": ("configs/vae_digits.py:smoke", "test/neg_elbo"),

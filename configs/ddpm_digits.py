@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "dropout": 0.0,
         }
     )
-    config.diffusion.update({"schedule": "cosine"})
+    config.diffusion.process.schedule = "cosine"
     config.sampling.update({"steps": 60, "variance": "fixed_small"})
     config.train.update({"batch_size": 64, "steps": 3000})
     config.optimizer.update({"learning_rate": 2e-3, "warmup": 100, "schedule": "cosine"})

@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
         {"width": 24, "multipliers": (1, 2, 2), "blocks": 1, "attention": (7,), "groups": 8}
     )
     config.network.dropout = 0.0
-    config.diffusion.schedule = "cosine"
+    config.diffusion.process.schedule = "cosine"
     config.sampling.update({"steps": 100, "variance": "fixed_small"})
     config.train.update({"batch_size": 64, "steps": 4000})
     config.optimizer.update({"learning_rate": 1e-3, "warmup": 100, "schedule": "cosine"})

@@ -72,4 +72,8 @@ def run(
         sampling=config["sampling"],
     )
     if jax.process_index() == 0:
-        print(f"{model.named} of {workdir} as a diffusers pipeline: {output}", flush=True)
+        print(
+            f"{model.named} of {workdir} as a diffusers pipeline: {output}; sample it in a number "
+            f"of steps that divides {config['diffusion']['process']['timesteps']}",
+            flush=True,
+        )

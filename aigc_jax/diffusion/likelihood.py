@@ -13,13 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.diffusion.process import Process, expand
+from aigc_jax.diffusion.process import Discrete, expand
 from aigc_jax.diffusion.solvers import ancestral
+from aigc_jax.diffusion.solvers.base import Estimate
+from aigc_jax.diffusion.solvers.spacing import ending
 from aigc_jax.gaussian import normal_kl
 
 HALF_BIN = 1 / 255  # half the distance between neighbouring bytes
 
-Term = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Term = Callable[[jax.Array, Estimate, jax.Array], jax.Array]
 
 
 def discretized_gaussian_log_likelihood(
@@ -41,37 +43,45 @@ def discretized_gaussian_log_likelihood(
     return jnp.where(jnp.abs(x) > 0.999, outer, inner)
 
 
-def prior(process: Process, x0: jax.Array) -> jax.Array:
+def prior(process: Discrete, x0: jax.Array) -> jax.Array:
     """L_T [B]: bits/dim of KL(q(x_T | x_0) || N(0, I)) for images [B, ...]; no network is in it."""
-    alpha, sigma = process.alpha[-1], process.sigma[-1]
-    return _per_example(normal_kl(alpha * x0, 2 * math.log(sigma), 0.0, 0.0))
+    last = process.level(process.high)
+    return _per_example(normal_kl(last.alpha * x0, 2 * math.log(last.sigma), 0.0, 0.0))
 
 
-def terms(process: Process, variance: str) -> Term:
+def terms(process: Discrete, variance: str) -> Term:
     """The terms of the bound that hold the network, L_t in bits/dim.
 
     Args:
       process: its times 0..T-1.
-      variance: of the model's steps, "fixed_small" or "fixed_large". Step 0, whose posterior has
-        none, takes the posterior variance of step 1 under both, as Ho et al. do.
+      variance: of the model's steps, "fixed_small", "fixed_large" or "learned". Step 0, whose
+        posterior has none, takes the posterior variance of step 1 under all, as Ho et al. do.
 
     Returns:
       (x_0 [B, ...], estimate of x_0 [B, ...], time number int [B]) -> [B]: where t > 0 the KL from
       the posterior q(x_{t-1} | x_t, x_0) to the model's step, where t = 0 -ln p(x_0 | x_1).
     """
-    every = np.arange(len(process.times))[::-1]
-    table = ancestral.solver(process, every, "fixed_small").table
-    c_x0, posterior = table["c_x0"][::-1], table["std"][::-1].copy()
-    model = ancestral.solver(process, every, variance).table["std"][::-1].copy()
+    grid = ending(process.level(np.arange(process.total)[::-1]))
+    (_, c_x0, small), (*_, large) = (
+        [column[::-1].copy() for column in ancestral.coefficients(grid, name)]
+        for name in ("fixed_small", "fixed_large")
+    )
     # Of a process with one time there is no step 1 to borrow from.
-    posterior[0] = model[0] = posterior[1] if len(every) > 1 else process.sigma[0]
-    logvar_q, logvar_p = 2 * np.log(posterior), 2 * np.log(model)
+    small[0] = small[1] if process.total > 1 else process.sigmas[0]
+    large[0] = small[0]
+    logvar_small, logvar_large = 2 * np.log(small), 2 * np.log(large)
 
-    def term(x0: jax.Array, x0_hat: jax.Array, index: jax.Array) -> jax.Array:
-        c, q, p = (expand(jnp.asarray(column)[index], x0) for column in (c_x0, logvar_q, logvar_p))
+    def term(x0: jax.Array, estimate: Estimate, index: jax.Array) -> jax.Array:
+        c, q, widest = (
+            expand(jnp.asarray(column)[index], x0) for column in (c_x0, logvar_small, logvar_large)
+        )
+        if variance == "learned":
+            p = q + estimate.share * (widest - q)
+        else:
+            p = q if variance == "fixed_small" else widest
         # Both means are c x_0 + c_x x_t: the share of x_t, the larger one, cancels.
-        kl = normal_kl(c * x0, q, c * x0_hat, p)
-        decoder = -discretized_gaussian_log_likelihood(x0, x0_hat, 0.5 * p)
+        kl = normal_kl(c * x0, q, c * estimate.x0, p)
+        decoder = -discretized_gaussian_log_likelihood(x0, estimate.x0, 0.5 * p)
         return jnp.where(index == 0, _per_example(decoder), _per_example(kl))
 
     return term

@@ -1,16 +1,16 @@
-"""What a network may predict of x_t = alpha x_0 + sigma eps, and the exact conversions among them.
+"""What networks see and predict of x_t = alpha x_0 + sigma eps, and the exact conversions.
 
 A row of `PREDICTIONS` is all that a kind of prediction is; losses and solvers ask for it by name.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from aigc_jax.checks import one_of
-from aigc_jax.diffusion.process import expand
+from aigc_jax.diffusion.process import Level, expand
 
 
 class Prediction(NamedTuple):
@@ -19,64 +19,96 @@ class Prediction(NamedTuple):
     Attributes:
       target: (x_0, eps, alpha, sigma) -> what the network should put out.
       to_x0: (output, x_t, alpha, sigma) -> the estimate of x_0 that an output is, exactly.
-      error: (alpha [T], sigma [T]) -> [T], the squared error of the output that a squared error of
-        1 in x_0 makes, x_t being given and the process variance-preserving.
+      error: (alpha, sigma) -> the squared error of the output that a squared error of 1 in x_0
+        makes, x_t being given.
+      scale: (alpha, sigma) -> c_in, the factor on x_t that the network is given.
+      divides: whether `to_x0` needs an alpha above 0.
     """
 
     target: Callable
     to_x0: Callable
     error: Callable
+    scale: Callable = lambda alpha, sigma: jnp.ones_like(alpha)
+    divides: bool = False
+
+    def target_of(self, x0: jax.Array, eps: jax.Array, level: Level) -> jax.Array:
+        """What the network should put out for x_t of examples and noise [B, ...] at levels [B]."""
+        return self.target(x0, eps, expand(level.alpha, x0), expand(level.sigma, x0))
+
+    def x0_of(self, output: jax.Array, x_t: jax.Array, level: Level) -> jax.Array:
+        """The network's output for x_t [B, ...] as an estimate of the clean examples, exactly."""
+        return self.to_x0(output, x_t, expand(level.alpha, x_t), expand(level.sigma, x_t))
+
+    def given(self, x_t: jax.Array, level: Level) -> jax.Array:
+        """What the network sees of x_t [B, ...]."""
+        return x_t * expand(self.scale(level.alpha, level.sigma), x_t)
 
 
-PREDICTIONS = {
-    "eps": Prediction(
+def edm(sigma_data: float) -> Prediction:
+    """Karras et al. 2022 (arXiv:2206.00364, table 1): D = c_skip x + c_out F(c_in x).
+
+    Their x is x_t / alpha, whose noise has the ratio s = sigma / alpha.
+    """
+
+    def c_skip(s: Any) -> Any:
+        return sigma_data**2 / (s**2 + sigma_data**2)
+
+    def c_out(s: Any) -> Any:
+        return s * sigma_data / (s**2 + sigma_data**2) ** 0.5
+
+    def target(x0: Any, eps: Any, alpha: Any, sigma: Any) -> Any:
+        s = sigma / alpha
+        return (x0 - c_skip(s) * (x0 + s * eps)) / c_out(s)
+
+    def to_x0(output: Any, x_t: Any, alpha: Any, sigma: Any) -> Any:
+        s = sigma / alpha
+        return c_skip(s) * x_t / alpha + c_out(s) * output
+
+    return Prediction(
+        target,
+        to_x0,
+        error=lambda alpha, sigma: 1 / c_out(sigma / alpha) ** 2,
+        scale=lambda alpha, sigma: 1 / (sigma**2 + (alpha * sigma_data) ** 2) ** 0.5,
+        divides=True,
+    )
+
+
+# {config.diffusion.prediction: standard deviation of the data -> Prediction}
+PREDICTIONS: dict[str, Callable[[float], Prediction]] = {
+    "eps": lambda _: Prediction(
         target=lambda x0, eps, alpha, sigma: eps,
         to_x0=lambda output, x_t, alpha, sigma: (x_t - sigma * output) / alpha,
         error=lambda alpha, sigma: (alpha / sigma) ** 2,
+        divides=True,
     ),
-    "x0": Prediction(
+    "x0": lambda _: Prediction(
         target=lambda x0, eps, alpha, sigma: x0,
         to_x0=lambda output, x_t, alpha, sigma: output,
-        error=lambda alpha, sigma: np.ones_like(alpha),
+        error=lambda alpha, sigma: alpha**0,
     ),
     # Salimans & Ho 2022 (arXiv:2202.00512). `to_x0` holds for any alpha and sigma.
-    "v": Prediction(
+    "v": lambda _: Prediction(
         target=lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
         to_x0=lambda output, x_t, alpha, sigma: (
             (alpha * x_t - sigma * output) / (alpha**2 + sigma**2)
         ),
-        error=lambda alpha, sigma: (alpha / sigma) ** 2 + 1,
+        error=lambda alpha, sigma: (alpha**2 / sigma + sigma) ** 2,
     ),
+    # dx_t / dt of the straight line from x_0 to eps (Liu et al. 2023, arXiv:2209.03003).
+    "velocity": lambda _: Prediction(
+        target=lambda x0, eps, alpha, sigma: eps - x0,
+        to_x0=lambda output, x_t, alpha, sigma: (x_t - sigma * output) / (alpha + sigma),
+        error=lambda alpha, sigma: (alpha / sigma + 1) ** 2,
+    ),
+    "edm": edm,
 }
 
 
-def target(
-    prediction: str, x0: jax.Array, eps: jax.Array, alpha: jax.Array, sigma: jax.Array
-) -> jax.Array:
-    """What the network should put out for x_t.
+def named(prediction: str, sigma_data: float = 0.5) -> Prediction:
+    """The prediction of a name; ValueError for any other.
 
     Args:
-      prediction: a name of `PREDICTIONS`; ValueError for any other.
-      x0, eps: clean examples and the noise in x_t, [B, ...].
-      alpha, sigma: coefficients [B].
+      sigma_data: standard deviation of the data, of "edm".
     """
-    of = _named(prediction)
-    return of.target(x0, eps, expand(alpha, x0), expand(sigma, x0))
-
-
-def to_x0(
-    prediction: str, output: jax.Array, x_t: jax.Array, alpha: jax.Array, sigma: jax.Array
-) -> jax.Array:
-    """The network's output for x_t [B, ...] as an estimate of the clean examples, exactly."""
-    of = _named(prediction)
-    return of.to_x0(output, x_t, expand(alpha, x_t), expand(sigma, x_t))
-
-
-def error_of_x0(prediction: str, alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """`Prediction.error` by name, float64 [T]."""
-    return _named(prediction).error(alpha, sigma)
-
-
-def _named(prediction: str) -> Prediction:
     one_of("diffusion.prediction", prediction, PREDICTIONS)
-    return PREDICTIONS[prediction]
+    return PREDICTIONS[prediction](sigma_data)

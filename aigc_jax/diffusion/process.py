@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.checks import Count, Finite, OneOf, Positive, Range, arguments, choice, one_of
+from aigc_jax.checks import Count, Finite, OneOf, Positive, Range, arguments, choice
+from aigc_jax.diffusion.schedules import SCHEDULES, betas, zero_terminal
 from aigc_jax.errors import SettingError
 
 Beta = Annotated[float, Range(0, 1, above=True, below=True)]
@@ -61,9 +62,18 @@ class Process:
         """alpha and sigma at times t, of its shape: float64 of numpy, float32 of a jax array."""
         raise NotImplementedError
 
-    def time(self, ratio: np.ndarray) -> np.ndarray:
-        """The time at which sigma / alpha is `ratio`, float64; may be fractional or outside."""
+    def time(self, ratio: Any) -> Any:
+        """The time at which sigma / alpha is `ratio`, of its shape; may lie outside low..high."""
         raise NotImplementedError
+
+    def noise_rate(self, t: jax.Array) -> jax.Array:
+        """-d ln(SNR) / dt at times t; of a discrete process for t as a share of it."""
+
+        def log_ratio(t: jax.Array) -> jax.Array:
+            alpha, sigma = self.coefficients(t)
+            return jnp.log(sigma) - jnp.log(alpha)
+
+        return 2 * jax.jvp(log_ratio, (t,), (jnp.ones_like(t),))[1]
 
     def clock(self, level: Level) -> jax.Array:
         """What a network's embedding is given for a time, in the order of 0..1000."""
@@ -83,51 +93,6 @@ class Process:
     def ends(self) -> Level:
         """The levels at `low` and `high`, [2]."""
         return self.level(np.array([self.low, self.high]))
-
-
-def linear(timesteps: int, beta_min: float, beta_max: float) -> np.ndarray:
-    """Noise rates of Ho et al. 2020 (arXiv:2006.11239), float64 [T]."""
-    return np.linspace(beta_min, beta_max, timesteps)
-
-
-def cosine(timesteps: int, beta_min: float, beta_max: float) -> np.ndarray:
-    """Noise rates of Nichol & Dhariwal 2021 (eq. 17, s = 0.008, capped at 0.999), float64 [T].
-
-    beta_min and beta_max do not enter.
-    """
-    u = np.arange(timesteps + 1) / timesteps
-    alpha_bar = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
-
-
-def scaled_linear(timesteps: int, beta_min: float, beta_max: float) -> np.ndarray:
-    """Noise rates that are linear in sqrt(beta) (Rombach et al. 2022), float64 [T]."""
-    return np.linspace(beta_min**0.5, beta_max**0.5, timesteps) ** 2
-
-
-SCHEDULES = {"linear": linear, "cosine": cosine, "scaled_linear": scaled_linear}
-
-
-def betas(
-    schedule: str, timesteps: int, beta_min: float = 1e-4, beta_max: float = 0.02
-) -> np.ndarray:
-    """Noise rates beta_0..beta_{T-1} of a schedule by name, float64 [T].
-
-    Raises:
-      ValueError: an unknown schedule, or a process without any times.
-    """
-    if timesteps < 1:
-        raise SettingError(f"diffusion.process.timesteps must be at least 1, not {timesteps}")
-    one_of("diffusion.process.schedule", schedule, SCHEDULES)
-    return SCHEDULES[schedule](timesteps, beta_min, beta_max)
-
-
-def zero_terminal(alpha: np.ndarray) -> np.ndarray:
-    """alpha [T], shifted and scaled so that the last is 0 and the first stays.
-
-    Lin et al. 2024 (arXiv:2305.08891), algorithm 1.
-    """
-    return (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,8 +147,13 @@ class Discrete(Process):
         whole = index == t
         return np.where(whole, alpha, 1 / norm), np.where(whole, sigma, between / norm)
 
-    def time(self, ratio: np.ndarray) -> np.ndarray:
-        return np.interp(np.log(ratio), self._log_ratios, np.arange(self.total, dtype=np.float64))
+    def time(self, ratio: Any) -> Any:
+        xp = of(ratio)
+        return xp.interp(xp.log(ratio), self._log_ratios, np.arange(self.total, dtype=np.float64))
+
+    def noise_rate(self, t: jax.Array) -> jax.Array:
+        rate = 2 * self.total * np.gradient(self._log_ratios)
+        return per_time(rate, jnp.round(t).astype(jnp.int32))
 
     def clock(self, level: Level) -> jax.Array:
         """The level's number."""
@@ -206,13 +176,7 @@ def discrete(
 
 
 def variance_preserving(beta: np.ndarray) -> Discrete:
-    """The process with noise rates `beta` [T]: alpha^2 = prod(1 - beta), sigma^2 = 1 - alpha^2.
-
-    Raises:
-      ValueError: a rate outside (0, 1).
-    """
-    if not ((beta > 0) & (beta < 1)).all():
-        raise SettingError("every beta must lie in (0, 1)")
+    """The process with noise rates `beta` [T] in (0, 1): alpha^2 = prod(1 - beta)."""
     return Discrete(np.sqrt(np.cumprod(1 - beta)))
 
 
@@ -237,14 +201,15 @@ class VP(Process):
         xp, log_alpha = of(t), self.log_alpha(t)
         return xp.exp(log_alpha), xp.sqrt(-xp.expm1(2 * log_alpha))
 
-    def time(self, ratio: np.ndarray) -> np.ndarray:
-        return self.time_of_log_alpha(-0.5 * np.log1p(np.square(ratio)))
+    def time(self, ratio: Any) -> Any:
+        xp = of(ratio)
+        return self.time_of_log_alpha(-0.5 * xp.log1p(xp.square(ratio)))
 
-    def time_of_log_alpha(self, log_alpha: np.ndarray) -> np.ndarray:
+    def time_of_log_alpha(self, log_alpha: Any) -> Any:
         """The time at which ln(alpha) has a value."""
         b, d = self.beta_min, self.beta_max - self.beta_min
         # The root without a difference of two nearly equal numbers; d may be 0.
-        return -4 * log_alpha / (b + np.sqrt(b**2 - 4 * d * log_alpha))
+        return -4 * log_alpha / (b + of(log_alpha).sqrt(b**2 - 4 * d * log_alpha))
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,9 +220,10 @@ class SubVP(VP):
         xp, log_alpha = of(t), self.log_alpha(t)
         return xp.exp(log_alpha), -xp.expm1(2 * log_alpha)
 
-    def time(self, ratio: np.ndarray) -> np.ndarray:
+    def time(self, ratio: Any) -> Any:
         # (1 - a^2) / a = ratio
-        return self.time_of_log_alpha(np.log(2 / (ratio + np.sqrt(np.square(ratio) + 4))))
+        xp = of(ratio)
+        return self.time_of_log_alpha(xp.log(2 / (ratio + xp.sqrt(xp.square(ratio) + 4))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,23 +246,21 @@ class VE(Process):
         sigma = self.sigma_min * (self.sigma_max / self.sigma_min) ** t
         return of(t).ones_like(sigma), sigma
 
-    def time(self, ratio: np.ndarray) -> np.ndarray:
-        return np.log(ratio / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
+    def time(self, ratio: Any) -> Any:
+        log_range = math.log(self.sigma_max / self.sigma_min)
+        return of(ratio).log(ratio / self.sigma_min) / log_range
 
     def clock(self, level: Level) -> jax.Array:
-        """ln(sigma) / 4, as for EDM."""
+        """ln(sigma) / 4 (Karras et al. 2022, table 1)."""
         return jnp.log(level.sigma) / 4
 
 
 @dataclass(frozen=True, eq=False)
-class EDM(Process):
-    """alpha = 1 and sigma = t (Karras et al. 2022, arXiv:2206.00364)."""
+class EDM(VE):
+    """alpha = 1 and sigma = t (Karras et al. 2022, arXiv:2206.00364); `clock` is their c_noise."""
 
     sigma_min: Positive = 0.002
     sigma_max: Positive = 80.0
-
-    def __post_init__(self) -> None:
-        _check_rising("sigma", self.sigma_min, self.sigma_max)
 
     @property
     def low(self) -> float:
@@ -306,19 +270,11 @@ class EDM(Process):
     def high(self) -> float:
         return self.sigma_max
 
-    @property
-    def start_std(self) -> float:
-        return self.sigma_max
-
     def coefficients(self, t: Any) -> tuple[Any, Any]:
         return of(t).ones_like(t), t
 
-    def time(self, ratio: np.ndarray) -> np.ndarray:
+    def time(self, ratio: Any) -> Any:
         return ratio
-
-    def clock(self, level: Level) -> jax.Array:
-        """ln(sigma) / 4, their c_noise."""
-        return jnp.log(level.sigma) / 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,9 +291,9 @@ class Flow(Process):
     def coefficients(self, t: Any) -> tuple[Any, Any]:
         return 1 - t, t
 
-    def time(self, ratio: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore"):
-            return np.where(np.isinf(ratio), 1.0, ratio / (1 + ratio))
+    def time(self, ratio: Any) -> Any:
+        with np.errstate(divide="ignore"):
+            return 1 / (1 + 1 / ratio)  # 1 where the ratio is infinite
 
 
 @dataclass(frozen=True, eq=False)
@@ -358,8 +314,8 @@ class Cosine(Process):
         xp, angle = of(t), t * (math.pi / 2)
         return xp.cos(angle), xp.sin(angle)
 
-    def time(self, ratio: np.ndarray) -> np.ndarray:
-        return 2 / math.pi * np.arctan(ratio)
+    def time(self, ratio: Any) -> Any:
+        return 2 / math.pi * of(ratio).arctan(ratio)
 
 
 @dataclass(frozen=True, eq=False)
@@ -388,8 +344,9 @@ class LogSNR(Process):
         xp, gamma = of(t), self.gamma(t)
         return 1 / xp.sqrt(1 + xp.exp(gamma)), 1 / xp.sqrt(1 + xp.exp(-gamma))
 
-    def time(self, ratio: np.ndarray) -> np.ndarray:
-        return (2 * np.log(ratio) - self.gamma_min) / (self.gamma_max - self.gamma_min)
+    def time(self, ratio: Any) -> Any:
+        log_ratio = of(ratio).log(ratio)
+        return (2 * log_ratio - self.gamma_min) / (self.gamma_max - self.gamma_min)
 
 
 # {config.diffusion.process.name: what makes it of the section's other settings}

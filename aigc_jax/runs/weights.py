@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from aigc_jax.checks import flatten
 from aigc_jax.errors import SettingError
 from aigc_jax.family import DataSpec
 from aigc_jax.formats import diffusers, schedulers, unet2d
@@ -102,10 +103,9 @@ def to_diffusers(
     arguments = {key: value for key, value in network.items() if key not in ("name", "dtype")}
     arguments["out_channels"] = channels
     arguments["num_classes"] = spec.classes if diffusion["conditional"] else 0
-    process = ("timesteps", "schedule", "prediction", "beta_min", "beta_max")
     scheduler = schedulers.config_of(
-        **{key: diffusion[key] for key in process},
-        **{key: sampling[key] for key in ("variance", "clip", "spacing")},
+        **{key: diffusion[key] for key in ("process", "prediction")},
+        **{key: sampling[key] for key in ("variance", "clip")},
     )
     whole = jax.tree.map(np.asarray, sharding.fetch(params["net"]))
     if jax.process_index() == 0:
@@ -132,13 +132,16 @@ def check_process(source: str | pathlib.Path, diffusion: Mapping[str, Any]) -> N
         theirs = folders.read(run[0], "config.json").get("diffusion", {})
     else:
         theirs = schedulers.process_of(diffusers.read_scheduler(source))
-    keys = ["timesteps", "schedule", "prediction"]
-    if diffusion["schedule"] != "cosine":  # which has no ends to choose
-        keys += ["beta_min", "beta_max"]
+    ours, theirs = (
+        flatten({key: section[key] for key in ("process", "prediction") if key in section})
+        for section in (diffusion, theirs)
+    )
+    if ours.get("process.schedule") == "cosine":  # which has no ends to choose
+        ours = {key: ours[key] for key in ours if not key.startswith("process.beta")}
     differing = [
-        f"diffusion.{key}: {diffusion[key]} here, {theirs[key]} there"
-        for key in keys
-        if key in theirs and diffusion[key] != theirs[key]
+        f"diffusion.{key}: {ours[key]} here, {theirs[key]} there"
+        for key in ours
+        if key in theirs and ours[key] != theirs[key]
     ]
     if differing:
         raise SettingError(f"{source} holds weights of another diffusion: {'; '.join(differing)}")

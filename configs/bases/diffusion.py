@@ -5,10 +5,10 @@ from ml_collections import ConfigDict
 from configs.bases import base as bases
 
 VARIANTS = {
-    "cosine": {"diffusion.schedule": "cosine"},
+    "cosine": {"diffusion.process.schedule": "cosine"},
     "v": {"diffusion.prediction": "v"},
     "x0": {"diffusion.prediction": "x0"},
-    "min_snr": {"diffusion.weighting": "min_snr"},
+    "min_snr": {"diffusion.weighting": {"name": "min_snr", "gamma": 5.0}},
     "conditional": {"diffusion.conditional": True},
     "ddim50": {"sampling.sampler": "ddim", "sampling.steps": 50},
     "bf16": {"network.dtype": "bfloat16"},
@@ -20,7 +20,7 @@ SMOKE = bases.SMOKE | {
     "network.blocks": 1,
     "network.attention": (),
     "network.groups": 4,
-    "diffusion.timesteps": 20,
+    "diffusion.process.timesteps": 20,
     "sampling.steps": 4,
     "optimizer.warmup": 2,
 }
@@ -45,13 +45,21 @@ def ddpm() -> ConfigDict:
     )
     config.diffusion = ConfigDict(
         {
-            "schedule": "linear",
-            "timesteps": 1000,
-            "beta_min": 1e-4,
-            "beta_max": 0.02,
+            "process": {
+                "name": "discrete",
+                "schedule": "linear",
+                "timesteps": 1000,
+                "beta_min": 1e-4,
+                "beta_max": 0.02,
+                "zero_terminal_snr": False,
+            },
             "prediction": "eps",
-            "weighting": "simple",
-            "gamma": 5.0,  # of weighting "min_snr"
+            "sigma_data": 0.5,  # of prediction "edm"
+            "times": {"name": "uniform", "shift": 1.0, "stratified": False},
+            "weighting": {"name": "simple"},
+            "pairing": "independent",  # of examples and noise
+            "variance": "fixed",
+            "bound_weight": 0.001,  # of variance "learned"
             "conditional": False,
             "label_dropout": 0.1,  # of conditional models
         }
@@ -64,6 +72,7 @@ def ddpm() -> ConfigDict:
             "variance": "fixed_large",
             "eta": 0.0,  # of sampler "ddim"
             "clip": True,
+            "dynamic_threshold": 0.0,
             "guidance": 1.0,
         }
     )

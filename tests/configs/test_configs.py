@@ -115,9 +115,9 @@ def test_ddpm_cifar_is_the_published_recipe():
     assert (network.blocks, network.attention, network.heads) == (2, (16,), 1)
     assert (network.groups, network.dropout, network.dtype) == (32, 0.1, "float32")
     diffusion = config.diffusion
-    assert (diffusion.schedule, diffusion.timesteps) == ("linear", 1000)
-    assert (diffusion.beta_min, diffusion.beta_max) == (1e-4, 0.02)
-    assert (diffusion.prediction, diffusion.weighting) == ("eps", "simple")
+    assert (diffusion.process.schedule, diffusion.process.timesteps) == ("linear", 1000)
+    assert (diffusion.process.beta_min, diffusion.process.beta_max) == (1e-4, 0.02)
+    assert (diffusion.prediction, diffusion.weighting.name) == ("eps", "simple")
     assert diffusion.conditional is False
     assert (sampling.sampler, sampling.steps, sampling.variance) == (
         "ancestral",
@@ -149,7 +149,7 @@ def test_ddpm_cifar_is_the_published_recipe():
 
 def test_variants_join_from_left_to_right():
     config = ddpm_digits.get_config("x0+cosine+v")
-    assert (config.diffusion.schedule, config.diffusion.prediction) == ("cosine", "v")
+    assert (config.diffusion.process.schedule, config.diffusion.prediction) == ("cosine", "v")
     assert ddpm_digits.get_config("") == ddpm_digits.get_config()
 
 
@@ -304,7 +304,7 @@ def error_of(config, spec):
 
 # What every experiment of a family has to say.
 NEEDED = {
-    "ddpm_digits": ("diffusion.schedule", "diffusion.conditional", "sampling.guidance"),
+    "ddpm_digits": ("diffusion.process", "diffusion.conditional", "sampling.guidance"),
     "vae_digits": ("vae.noise", "vae.adversary", "vae.kl.beta", "vae.likelihood.sigma"),
     "hvae_cifar": ("vae.kl", "vae.likelihood", "sampling.temperature"),
     "vqvae_cifar": ("vae.codebook.size", "vae.codebook", "sampling.prior"),

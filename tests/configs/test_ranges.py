@@ -37,7 +37,7 @@ ZERO = {
     *("gan.penalty.weight_end", "gan.augment.probability", "gan.augment.probability_end"),
     *("gan.augment.target", "gan.classifier.weight", "gan.classifier.weight_generator"),
     *("cyclegan.adversarial", "cyclegan.cycle_a", "cyclegan.cycle_b", "cyclegan.identity"),
-    "cyclegan.pool",
+    *("cyclegan.pool", "diffusion.bound_weight", "sampling.dynamic_threshold"),
 }
 # Numbers that may not be 0.
 NOT_ZERO = {
@@ -48,7 +48,8 @@ NOT_ZERO = {
     *("network.generator.blocks", "network.generator.embed", "network.generator.expansion"),
     *("network.discriminator.width", "network.discriminator.layers"),
     "network.discriminator.expansion",
-    *("diffusion.timesteps", "diffusion.beta_min", "diffusion.beta_max", "diffusion.gamma"),
+    *("diffusion.process.timesteps", "diffusion.process.beta_min", "diffusion.process.beta_max"),
+    *("diffusion.weighting.gamma", "diffusion.times.shift", "diffusion.sigma_data"),
     *("sampling.components", "vae.likelihood.sigma", "vae.likelihood.scale"),
     *("vae.likelihood.components", "vae.kl.steps", "vae.importance.samples"),
     *("vae.importance.test_samples", "vae.importance.chunk", "vae.perceptual.weight"),
@@ -59,7 +60,8 @@ NOT_ZERO = {
 ABOVE = {
     **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.b2_end", "optimizer.momentum"), 1),
     **dict.fromkeys(("network.dropout", "diffusion.label_dropout", "vae.codebook.decay"), 1.0),
-    **dict.fromkeys(("diffusion.beta_min", "diffusion.beta_max", "gan.augment.target"), 1.0),
+    **dict.fromkeys(("diffusion.process.beta_min", "diffusion.process.beta_max"), 1.0),
+    **{"gan.augment.target": 1.0, "sampling.dynamic_threshold": 1.01},
     **dict.fromkeys(("gan.augment.probability", "gan.augment.probability_end"), 1.01),
     **{"network.bottleneck": 1.01, "sampling.eta": 1.01, "augment.rotation": 181.0},
     **dict.fromkeys(("data.image_size", "data.crop"), 16_385),

@@ -37,13 +37,13 @@ class Formula(NamedTuple):
         return self.of(x, t, label, train) + jnp.zeros_like(x)
 
 
-def model(of, num_classes=0, *, shape=SHAPE, sampling=None, **changes):
+def model(of, num_classes=0, *, shape=SHAPE, sampling=None, timesteps=T, **changes):
     """A `Diffusion` whose network is the formula `of`."""
     settings = {
-        "schedule": "linear",
-        "timesteps": T,
+        "process": {"name": "discrete", "schedule": "linear", "timesteps": timesteps},
         "prediction": "x0",
-        "weighting": "simple",
+        "times": {"name": "uniform"},
+        "weighting": {"name": "simple"},
         "label_dropout": 0.1,
         "sampling": {**SAMPLING, **(sampling or {})},
         **changes,
@@ -93,18 +93,19 @@ def with_memory(x, t, label, train):
     return jnp.tanh(x * 0.7 + 0.01 * column(t) + 0.3 * column(label))
 
 
-def to_eps(x0, x_t, alpha, sigma):
+def to_eps(x0, x_t, level):
     """The noise that leads from an estimate of the clean example to `x_t`."""
-    return (x_t - gaussian.expand(alpha, x_t) * x0) / gaussian.expand(sigma, x_t)
+    return (x_t - gaussian.expand(level.alpha, x_t) * x0) / gaussian.expand(level.sigma, x_t)
 
 
 def believing(prediction, x0_of):
     """A network whose estimate of x_0 is `x0_of(label)`, whatever it sees."""
 
     def of(x, t, label, train):
-        alpha, sigma = PROCESS.coefficients(t.astype(int))
+        level = PROCESS.level(t)
+        scale = precondition.named(prediction).scale(level.alpha, level.sigma)
+        x_t = x / gaussian.expand(scale, x)
         x0 = x0_of(label) + jnp.zeros_like(x)
-        eps = to_eps(x0, x, alpha, sigma)
-        return precondition.target(prediction, x0, eps, alpha, sigma)
+        return precondition.named(prediction).target_of(x0, to_eps(x0, x_t, level), level)
 
     return of

@@ -8,6 +8,7 @@ from scipy import special, stats
 
 from aigc_jax.diffusion import likelihood, precondition
 from aigc_jax.diffusion import process as gaussian
+from aigc_jax.diffusion.solvers.base import Estimate
 
 CLOSE = {"rtol": 1e-9}
 BYTES = np.arange(256) / 127.5 - 1
@@ -24,7 +25,8 @@ def linear(total=1000):
 
 
 def terms(process, variance):
-    return jax.jit(likelihood.terms(process, variance))
+    term = likelihood.terms(process, variance)
+    return jax.jit(lambda x0, x0_hat, index: term(x0, Estimate(x0_hat), index))
 
 
 def log_p(x, mean, std):
@@ -102,7 +104,7 @@ def test_the_prior_term_keeps_its_digits_in_float32():
 
 def mean_square_error(process, std):
     """Of the best estimate of x_0 ~ N(0, std^2) at each time."""
-    return std**2 * process.sigma**2 / (process.alpha**2 * std**2 + process.sigma**2)
+    return std**2 * process.sigmas**2 / (process.alphas**2 * std**2 + process.sigmas**2)
 
 
 @pytest.mark.parametrize(("std", "expected"), [(0.5, 6.30243687593), (1.0, 7.31452491963)])
@@ -152,10 +154,11 @@ def test_a_term_is_the_weighted_error_in_eps(float64):
     process = gaussian.variance_preserving(beta)
     small = posterior(beta)[2]
     eps, eps_hat, x0 = np.random.default_rng(1).normal(size=(3, 50, 6))
-    x_t = gaussian.diffuse(x0, eps, process.alpha, process.sigma)
-    x0_hat = precondition.to_x0("eps", eps_hat, x_t, process.alpha, process.sigma)
+    level = process.level(np.arange(50))
+    x_t = gaussian.diffuse(x0, eps, level)
+    x0_hat = precondition.named("eps").x0_of(eps_hat, x_t, level)
     found = terms(process, "fixed_small")(x0, x0_hat, np.arange(50))
-    weight = beta[1:] ** 2 / (2 * small[1:] * (1 - beta[1:]) * process.sigma[1:] ** 2)
+    weight = beta[1:] ** 2 / (2 * small[1:] * (1 - beta[1:]) * process.sigmas[1:] ** 2)
     expected = weight * np.mean((eps - eps_hat)[1:] ** 2, axis=1) / np.log(2)
     np.testing.assert_allclose(found[1:], expected, rtol=1e-8)
 
@@ -167,13 +170,14 @@ def test_the_bound_of_gaussian_bytes_lies_above_their_entropy(float64, variance)
     p = np.diff(stats.norm.cdf(edges / std))
     entropy = -np.sum(p * np.log2(p))
     # The best linear estimate, exactly: its error at t is (1 - k alpha) x_0 - k sigma eps.
-    k = process.alpha * std**2 / (process.alpha**2 * std**2 + process.sigma**2)
+    alpha, sigma = process.alphas, process.sigmas
+    k = alpha * std**2 / (alpha**2 * std**2 + sigma**2)
     term = terms(process, variance)
-    square = ((1 - k * process.alpha) * BYTES[:, None]) ** 2 + (k * process.sigma) ** 2
+    square = ((1 - k * alpha) * BYTES[:, None]) ** 2 + (k * sigma) ** 2
     error = np.sqrt(square).reshape(-1, 1)
     kl = term(np.zeros_like(error), error, np.tile(np.arange(1000), 256)).reshape(256, 1000)
     node, share = np.polynomial.hermite_e.hermegauss(40)
-    x0_hat = k[0] * (process.alpha[0] * BYTES[:, None] + process.sigma[0] * node)
+    x0_hat = k[0] * (alpha[0] * BYTES[:, None] + sigma[0] * node)
     decoder = term(
         np.repeat(BYTES, 40)[:, None], x0_hat.reshape(-1, 1), np.zeros(256 * 40, int)
     ).reshape(256, 40) @ (share / share.sum())
@@ -195,7 +199,7 @@ def test_the_bound_of_a_gaussian_is_its_entropy_and_what_each_step_gets_wrong(fl
     decoder = 0.5 * (np.log(2 * np.pi * model[0]) + square[0] / model[0]) / np.log(2)
     total = kl[1:].sum() + decoder + likelihood.prior(process, np.full((1, 1), std))[0]
     ratio = (c_x0**2 * square + small) / model
-    last = (process.alpha[-1] * std) ** 2 + process.sigma[-1] ** 2
+    last = (process.alphas[-1] * std) ** 2 + process.sigmas[-1] ** 2
     wrong = np.append(ratio, last)
     gap = 0.5 * np.sum(wrong - 1 - np.log(wrong)) / np.log(2)
     np.testing.assert_allclose(total, entropy + gap, rtol=1e-10)
@@ -204,13 +208,14 @@ def test_the_bound_of_a_gaussian_is_its_entropy_and_what_each_step_gets_wrong(fl
 
 def test_an_example_has_the_same_bits_among_any_others():
     process = linear(30)
-    term = likelihood.terms(process, "fixed_large")
+    term = terms(process, "fixed_large")
     x0 = np.random.default_rng(0).uniform(-1, 1, (6, 2, 2, 1)).astype(np.float32)
     index, order = np.array([0, 1, 29, 0, 5, 2]), np.array([3, 2, 5, 0, 1, 4])
-    bits = jax.jit(lambda x0, index: term(x0, 0.5 * x0, index))
-    whole = bits(x0, index)
+    whole = term(x0, 0.5 * x0, index)
     assert whole.shape == (6,)
-    np.testing.assert_allclose(bits(x0[order], index[order]), whole[order], rtol=1e-6)
+    np.testing.assert_allclose(
+        term(x0[order], 0.5 * x0[order], index[order]), whole[order], rtol=1e-6
+    )
     assert len(np.unique(whole)) == 6
 
 
@@ -219,6 +224,10 @@ def test_a_process_of_one_time_has_a_bound_too():
     assert np.isfinite(term(np.zeros((2, 3)), np.ones((2, 3)), np.zeros(2, int))).all()
 
 
-def test_a_variance_that_is_not_known_is_named():
-    with pytest.raises(ValueError, match=r"sampling.variance is one of fixed_small, fixed_large"):
-        likelihood.terms(linear(10), "learned")
+@pytest.mark.parametrize(("share", "fixed"), [(0.0, "fixed_small"), (1.0, "fixed_large")])
+def test_a_learned_variance_at_either_end_is_a_fixed_one(share, fixed):
+    process, rng = linear(20), np.random.default_rng(0)
+    x0, x0_hat = rng.uniform(-1, 1, (2, 20, 3)).astype(np.float32)
+    estimate = Estimate(x0_hat, np.full((20, 3), share, np.float32))
+    found = likelihood.terms(process, "learned")(x0, estimate, np.arange(20))
+    np.testing.assert_allclose(found, terms(process, fixed)(x0, x0_hat, np.arange(20)), rtol=1e-5)

@@ -28,6 +28,7 @@ from aigc_jax.diffusion import family as families
 from aigc_jax.diffusion import likelihood
 from aigc_jax.diffusion import process as gaussian
 from aigc_jax.diffusion.precondition import PREDICTIONS
+from aigc_jax.diffusion.solvers.base import Estimate
 from aigc_jax.family import DataSpec, Field
 from aigc_jax.training.sharding import make_mesh, put
 from configs import ddpm_digits
@@ -50,8 +51,8 @@ def test_a_network_that_knows_the_image_has_loss_zero(prediction):
 
 
 def test_evaluation_weighs_each_example_by_its_time_and_visits_all_times_evenly():
-    made = model(lambda x, *_: 0.0, weighting="snr")
-    snr = (PROCESS.alpha / PROCESS.sigma) ** 2
+    made = model(lambda x, *_: 0.0, weighting={"name": "snr"})
+    snr = (PROCESS.alphas / PROCESS.sigmas) ** 2
     # As many examples as times: each time has one of them, whatever the key.
     for seed in range(3):
         found = np.sort(evaluate(made, images(T, 0.5), seed))[::-1]
@@ -132,7 +133,7 @@ def test_evaluation_is_one_look_of_the_network_at_one_draw():
         seen.append((x, t))
         return 0.1 * x
 
-    made = model(of, weighting="snr")
+    made = model(of, weighting={"name": "snr"})
     batch = {"x": jax.random.uniform(jax.random.key(1), (6, *SHAPE), minval=-1.0)}
     found = made.evaluate(VARIABLES, batch, jax.random.key(7))
     assert found.keys() == {"loss"}
@@ -142,13 +143,11 @@ def test_evaluation_is_one_look_of_the_network_at_one_draw():
     u = (np.arange(6) + jax.random.uniform(time_key, (6,))) / 6
     index = np.asarray(jax.random.permutation(order_key, np.asarray(u * T, int)))
     np.testing.assert_array_equal(t, index)
-    alpha, sigma = PROCESS.alpha[index], PROCESS.sigma[index]
+    level = PROCESS.level(index)
     eps = jax.random.normal(noise_key, (6, *SHAPE))
-    np.testing.assert_allclose(
-        x_t, gaussian.diffuse(batch["x"], eps, alpha, sigma), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(x_t, gaussian.diffuse(batch["x"], eps, level), rtol=1e-5, atol=1e-6)
     error = np.mean((0.1 * x_t - batch["x"]) ** 2, axis=(1, 2, 3))
-    np.testing.assert_allclose(found["loss"], (alpha / sigma) ** 2 * error, rtol=1e-5)
+    np.testing.assert_allclose(found["loss"], level.ratio**-2 * error, rtol=1e-5)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -158,9 +157,9 @@ def test_bits_of_all_times_are_the_bound_of_what_is_sampled(prediction, variance
     of = believing(prediction, lambda label: 1.2)  # 1 where clipped
     made = model(of, prediction=prediction, sampling={"clip": clip, "variance": variance})
     x0 = images(2, 0.5)["x"]
-    term = jax.jit(likelihood.terms(PROCESS, variance))
+    term = likelihood.terms(PROCESS, variance)
     guess = jnp.full_like(x0, 1.0 if clip else 1.2)
-    expected = sum(term(x0, guess, jnp.full(2, i)) for i in range(T))
+    expected = sum(term(x0, Estimate(guess), jnp.full(2, i)) for i in range(T))
     expected += likelihood.prior(PROCESS, x0)
     np.testing.assert_allclose(bits(made, {"x": x0}), expected, rtol=1e-4)
 
@@ -176,7 +175,7 @@ def test_the_bound_sees_every_time_once_each_with_noise_of_its_own():
     jax.effects_barrier()
     seen.sort(key=lambda pair: pair[0][0])
     assert [t.tolist() for t, _ in seen] == [[i, i] for i in range(T)]
-    noise = np.stack([x / PROCESS.sigma[i] for i, (_, x) in enumerate(seen)])
+    noise = np.stack([x / PROCESS.sigmas[i] for i, (_, x) in enumerate(seen)])
     assert len(np.unique(noise)) == noise.size
 
 
@@ -255,9 +254,9 @@ def test_what_is_given_is_what_the_network_was_given_and_both_are_within_range()
     for time in (2, 6, 10):
         given, image = found[f"t={time}"]
         x_t = x[t == time]
-        np.testing.assert_allclose(given, np.clip(x_t / PROCESS.alpha[time], -1, 1), rtol=1e-5)
+        np.testing.assert_allclose(given, np.clip(x_t / PROCESS.alphas[time], -1, 1), rtol=1e-5)
         np.testing.assert_array_equal(image, np.sign(x_t))
-        eps = (x_t - PROCESS.alpha[time] * batch["x"]) / PROCESS.sigma[time]
+        eps = (x_t - PROCESS.alphas[time] * batch["x"]) / PROCESS.sigmas[time]
         assert np.abs(eps).max() < 4
         assert 0.4 < np.std(eps) < 1.6
         distances.append(eps)
@@ -283,10 +282,22 @@ def test_settings_that_cannot_work_are_told_when_the_family_is_built():
         model(with_memory, sampling={"steps": 21})
     with pytest.raises(ValueError, match=r"diffusion.prediction is one of eps, x0, v"):
         model(with_memory, prediction="epsilon")
-    with pytest.raises(ValueError, match=r"diffusion.weighting is one of"):
-        model(with_memory, weighting="minsnr")
-    with pytest.raises(ValueError, match=r"diffusion.schedule is one of"):
-        model(with_memory, schedule="cosin")
+    with pytest.raises(ValueError, match=r"diffusion.weighting.name is one of"):
+        model(with_memory, weighting={"name": "minsnr"})
+    for name in ("flow", "discrete"):
+        process = {"name": name} | ({"zero_terminal_snr": True} if name == "discrete" else {})
+        sampling = {"steps": 0 if name == "discrete" else 5}
+        for prediction in ("eps", "edm"):
+            with pytest.raises(ValueError, match=r"says nothing of x_0 at the noisiest time"):
+                model(with_memory, process=process, prediction=prediction, sampling=sampling)
+        model(with_memory, process=process, prediction="v", sampling=sampling)
+    with pytest.raises(ValueError, match=r"set both to 'learned', or neither"):
+        model(with_memory, variance="learned")
+    learned = {"variance": "learned", "sampling": {"variance": "learned"}}
+    with pytest.raises(ValueError, match=r"'learned' needs diffusion.process.name='discrete'"):
+        model(with_memory, process={"name": "vp"}, **learned)
+    with pytest.raises(ValueError, match=r"diffusion.process.schedule is one of"):
+        model(with_memory, process={"name": "discrete", "schedule": "cosin"})
 
 
 def spec(shape=(8, 8, 1), classes=10, kind="image"):
@@ -298,11 +309,11 @@ def test_a_config_that_does_not_fit_its_data_is_told():
     conditional = ddpm_digits.get_config("conditional")
     with pytest.raises(ValueError, match=r"diffusion.conditional needs data with labels"):
         families.build(conditional, spec(classes=0))
-    with pytest.raises(ValueError, match=r"network 'unet' takes images; .* of kind 'points'"):
+    with pytest.raises(ValueError, match=r"'unet' takes data of kind image; .*name=mlp"):
         families.build(ddpm_digits.get_config(), spec((2,), 0, "points"))
     config = ddpm_digits.get_config()
     config.network.name = "unett"
-    with pytest.raises(ValueError, match=r"network.name is one of unet, not 'unett'"):
+    with pytest.raises(ValueError, match=r"network.name is one of unet, .*, not 'unett'"):
         families.build(config, spec())
     config = ddpm_digits.get_config()
     made = families.build(config, spec((9, 9, 1)))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from diffusion.helpers import (
     LEVELS,
+    PROCESS,
     SHAPE,
     VARIABLES,
     T,
@@ -20,8 +21,9 @@ from diffusion.helpers import (
 from aigc_jax import streams
 from aigc_jax.diffusion import process as gaussian
 from aigc_jax.diffusion import solvers
+from aigc_jax.diffusion.model import START
 from aigc_jax.diffusion.precondition import PREDICTIONS
-from aigc_jax.diffusion.solvers.base import noise_like
+from aigc_jax.diffusion.solvers.base import Estimate, noise_like
 from aigc_jax.sampling.driver import Driver, draw
 from aigc_jax.training.sharding import make_mesh
 
@@ -47,7 +49,7 @@ def test_samples_of_a_gaussian_have_its_mean_and_the_solvers_std():
     process = gaussian.variance_preserving(gaussian.betas("linear", 1000))
 
     def optimal(x, t, label, train):
-        alpha, sigma = (column(c) for c in process.coefficients(t.astype(int)))
+        alpha, sigma = (column(c) for c in process.coefficients(t))
         return 0.2 + alpha * 0.25 / (alpha**2 * 0.25 + sigma**2) * (x - alpha * 0.2)
 
     made = model(optimal, timesteps=1000, sampling={"clip": False, "steps": 50})
@@ -64,9 +66,10 @@ def test_an_estimate_of_x0_is_guided_before_it_is_clipped(prediction, guidance):
     x = jax.random.normal(jax.random.key(2), (2, *SHAPE))
     label = {"label": jnp.array([0, 1])}
     expected = 0.5 + guidance * (np.array([0.9, -0.5]) - 0.5)
+    level = jax.tree.map(jnp.asarray, PROCESS.level(3.0))
     for clip in (True, False):
         made = model(of, 2, prediction=prediction, sampling={"clip": clip, "guidance": guidance})
-        found = jax.jit(made.denoise)(VARIABLES, label, x, 3.0)
+        found = jax.jit(made.denoise)(VARIABLES, label, x, level).x0
         there = column(np.clip(expected, -1, 1) if clip else expected)
         np.testing.assert_allclose(found, there + np.zeros_like(found), atol=1e-4)
 
@@ -76,10 +79,11 @@ def test_noise_starts_from_a_salt_that_no_step_has(sampler):
     made = model(with_memory, 3, sampling={"sampler": sampler, "steps": T})
     keys = streams.sample(streams.samples(0), np.arange(4, dtype=np.uint32))
     carry = made.start(VARIABLES, keys, {})
-    np.testing.assert_array_equal(carry["x"], noise_like(keys, SHAPE, T))
+    noise = made.solver.finish(carry["x"])
+    np.testing.assert_array_equal(noise, noise_like(keys, SHAPE, START))
     np.testing.assert_array_equal(*map(jax.random.key_data, (carry["keys"], keys)))
     for i in range(T):
-        assert np.abs(carry["x"] - noise_like(keys, SHAPE, i)).max() > 0.1
+        assert np.abs(noise - noise_like(keys, SHAPE, i)).max() > 0.1
 
 
 @pytest.mark.parametrize("sampler", solvers.SOLVERS)
@@ -89,17 +93,17 @@ def test_steps_are_the_table_in_float32(sampler):
 
     made = model(of, sampling={"sampler": sampler, "steps": 7, "clip": False})
     keys = keys_of(4)
-    carry, x = made.start(VARIABLES, keys, {}), np.asarray(noise_like(keys, SHAPE, T), np.float64)
+    carry = made.start(VARIABLES, keys, {})
+    x = made.solver.start(np.asarray(noise_like(keys, SHAPE, START), np.float64))
     for i in range(7):
         carry, preview = made.step(VARIABLES, carry, {}, jnp.int32(i))
         noise = np.asarray(noise_like(keys, SHAPE, i)) if made.solver.stochastic else None
-        row = {name: column[i] for name, column in made.solver.table.items()}
-        x, x0 = made.solver.step(lambda x, t: 0.5 * x, x, row, noise)
+        row = jax.tree.map(lambda column, i=i: column[i], made.solver.table)
+        x, x0 = made.solver.step(lambda x, level: Estimate(0.5 * x), x, row, noise)
         np.testing.assert_allclose(preview, x0, rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(carry["x"], x, rtol=1e-4, atol=1e-6)
     found = made.finish(VARIABLES, carry)
     assert found.dtype == jnp.float32
-    np.testing.assert_array_equal(found, carry["x"])
+    np.testing.assert_allclose(found, made.solver.finish(x), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("sampler", solvers.SOLVERS)

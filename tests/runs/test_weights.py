@@ -13,6 +13,7 @@ import toys
 from aigc_jax import build, files
 from aigc_jax.commands import export, sample, train
 from aigc_jax.data import datasets
+from aigc_jax.diffusion.model import START
 from aigc_jax.diffusion.solvers.base import noise_like
 from aigc_jax.family import DataSpec, Field
 from aigc_jax.formats import diffusers as diffusers_folders
@@ -154,7 +155,7 @@ def test_diffusers_draws_what_we_draw_from_the_same_noise(source, request, tmp_p
     model, mesh = models.load(tmp_path / "none", config), sharding.make_mesh()
     assert model.spec.fields == {"x": Field("image", (8, 8, 1))}
     ours = next(draw(model.driver(mesh), model.variables, mesh, seed=3, count=3))
-    theirs = ddim_of_diffusers(folder, noises(3, 3, 20), monkeypatch, 5)
+    theirs = ddim_of_diffusers(folder, noises(3, 3, START), monkeypatch, 5)
     assert np.ptp(theirs) > 0.5
     np.testing.assert_allclose(np.clip(ours, -1, 1), theirs, atol=1e-3)
 
@@ -301,9 +302,12 @@ def test_weights_of_another_diffusion_are_not_sampled(source, request, tmp_path)
     folder = request.getfixturevalue(source)
     folder = folder[0] if source == "run" else folder
     for settings, words in (
-        ({"diffusion.schedule": "linear"}, r"diffusion.schedule: linear here, cosine there"),
+        (
+            {"diffusion.process.schedule": "linear"},
+            r"diffusion.process.schedule: linear here, cosine there",
+        ),
         ({"diffusion.prediction": "v"}, r"diffusion.prediction: v here, eps there"),
-        ({"diffusion.timesteps": 40}, r"diffusion.timesteps: 40 here, 20 there"),
+        ({"diffusion.process.timesteps": 40}, r"diffusion.process.timesteps: 40 here, 20 there"),
     ):
         with pytest.raises(ValueError, match=words):
             sample.run(tmp_path, smoke(init_from=str(folder), **settings), count=1)
