@@ -281,8 +281,7 @@ class EDM(VE):
 class Flow(Process):
     """The straight line from data to noise: alpha = 1 - t, sigma = t.
 
-    Rectified flow (Liu et al. 2023, arXiv:2209.03003), flow matching (Lipman et al. 2023,
-    arXiv:2210.02747); noise is at t = 1 here, as in Esser et al. 2024 (arXiv:2403.03206).
+    Liu et al. 2023 (arXiv:2209.03003), Lipman et al. 2023 (arXiv:2210.02747); noise is at t = 1.
     """
 
     low: ClassVar[float] = 0.0
