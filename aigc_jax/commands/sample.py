@@ -153,7 +153,9 @@ def run(
         print(*figures.save(shown, folder, name).values(), sep="\n", flush=True)
     if frames:
         save_frames(strips, modality, frames_path(folder / name, frames, gif))
-    print(f"{count} samples of {model.named}: {path}", flush=True)
+    calls = model.family.drawing.calls
+    each = f", {calls} network calls each" if calls else ""
+    print(f"{count} samples of {model.named}{each}: {path}", flush=True)
     return path
 
 

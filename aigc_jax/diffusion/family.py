@@ -24,6 +24,8 @@ from aigc_jax.networks.unet import UNet
 # {config.network.name: (the module, the kind of data that it takes)}
 NETWORKS = {"unet": (UNet, "image"), "mlp": (MLP, "points")}
 VARIANCES = ("fixed", "learned")
+# What else of `config.sampling` is a field of Diffusion, where it is given.
+OF_SAMPLES = ("dynamic_threshold", "guidance_rescale", "guidance_low", "guidance_high")
 
 
 def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
@@ -44,8 +46,9 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     channels = spec.shape[-1] * (2 if settings["variance"] == "learned" else 1)
     made = network(config["network"], spec, channels, spec.classes if conditional else 0)
     of_sampling = kinds(solvers.build, given=("process", "settings"))
-    of_sampling |= kinds(Diffusion, only=("clip", "dynamic_threshold", "guidance"))
-    sampling = section("sampling", config["sampling"], of_sampling, kinds(solvers.Settings))
+    of_sampling |= kinds(Diffusion, only=("clip", "guidance"))
+    optional = kinds(solvers.Settings) | kinds(Diffusion, only=OF_SAMPLES)
+    sampling = section("sampling", config["sampling"], of_sampling, optional)
     return diffusion(made, spec.shape, **settings, sampling=sampling).family()
 
 
@@ -93,8 +96,8 @@ def diffusion(
       pairing: see `objectives.PAIRINGS`.
       variance: "learned" gives the network twice the channels, half of which say where each
         step's variance lies (Nichol & Dhariwal 2021, arXiv:2102.09672).
-      sampling: `clip`, `dynamic_threshold` and `guidance` (see `Diffusion`), and what
-        `solvers.build` takes; the bound is that of steps with this `variance` too.
+      sampling: `clip`, `guidance` and `OF_SAMPLES` (see `Diffusion`), and what `solvers.build`
+        takes; the bound is that of steps with this `variance` too.
 
     Raises:
       ValueError: a setting that does not exist, or that others rule out.
@@ -108,8 +111,7 @@ def diffusion(
             f"process {process['name']!r}, where x_t is noise alone: predict v, x0 or velocity"
         )
     sampling = dict(sampling)
-    shown = {key: sampling.pop(key) for key in ("clip", "guidance")}
-    shown["dynamic_threshold"] = sampling.pop("dynamic_threshold", 0.0)
+    shown = {k: sampling.pop(k) for k in ("clip", "guidance", *OF_SAMPLES) if k in sampling}
     learned = variance == "learned"
     step_variance = sampling.get("variance", solvers.Settings().variance)
     if learned != (step_variance == "learned"):

@@ -25,6 +25,7 @@ class Row(NamedTuple):
       note: what a reader should know of this value.
       evaluation: the name in `config.evaluations` that this row is of; empty where that is the
         metric's own.
+      calls: how often a sample asked a network (NFE); None where nobody counts.
     """
 
     metric: str
@@ -40,6 +41,7 @@ class Row(NamedTuple):
     seed: int | None = None
     note: str = ""
     evaluation: str = ""
+    calls: int | None = None
 
     @property
     def key(self) -> str:
@@ -56,7 +58,8 @@ def table(rows: Sequence[Row], published: Iterable[Sequence[Any]] = ()) -> str:
         known = [p for p in published if p[0] == row.key]
         sources += [f"{p[0]} {number(p[1])}: {p[2]}" for p in known]
         error = "" if row.error is None else f" ± {number(row.error)}"
-        drawn = [row.sampler, "" if row.steps is None else f"{row.steps} steps", row.weights]
+        drawn = [row.sampler, "" if row.steps is None else f"{row.steps} steps"]
+        drawn += ["" if row.calls is None else f"NFE {row.calls}", row.weights]
         drawn.append("" if row.seed is None else f"seed {row.seed}")
         lines.append(
             [
