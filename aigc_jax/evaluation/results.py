@@ -7,6 +7,15 @@ from typing import Any, NamedTuple
 
 from aigc_jax import files
 
+# Settings of sampling that a row states, and where each of them changes nothing.
+NEUTRAL = {
+    "guidance": 1.0,
+    "guidance_rescale": 0.0,
+    "truncation": 0.0,
+    "temperature": 1.0,
+    "eta": 0.0,
+}
+
 
 class Row(NamedTuple):
     """One result and all that it depends on.
@@ -86,6 +95,21 @@ def table(rows: Sequence[Row], published: Iterable[Sequence[Any]] = ()) -> str:
 def number(value: float) -> str:
     """Four significant digits."""
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+
+
+def protocol(sampling: Mapping[str, Any], *, calls: int, weights: str, seed: int) -> dict[str, Any]:
+    """What every row states: how samples are drawn, with which parameters, from which seed."""
+    words = [sampling.get("sampler", sampling.get("prior", ""))]
+    for name, neutral in NEUTRAL.items():
+        if sampling.get(name, neutral) != neutral:
+            words.append(f"{name} {sampling[name]}")
+    return {
+        "sampler": " ".join(filter(None, words)),
+        "steps": sampling.get("steps"),
+        "calls": calls or None,
+        "weights": weights,
+        "seed": seed,
+    }
 
 
 def write(
