@@ -20,13 +20,14 @@ def random_like(params, seed=2):
 
 
 @functools.cache
-def program(net, train=False):
+def program(net, **static):
     """A network's `apply`, compiled once for all tests."""
-    return jax.jit(functools.partial(net.apply, train=train))
+    return jax.jit(functools.partial(net.apply, **static))
 
 
-def apply(net, params, *args, train=False, rngs=None, **inputs):
-    return program(net, train)({"params": params}, *args, rngs=rngs, **inputs)
+def apply(net, params, *args, rngs=None, train=None, **inputs):
+    static = {} if train is None else {"train": train}
+    return program(net, **static)({"params": params}, *args, rngs=rngs, **inputs)
 
 
 def size_of(params):

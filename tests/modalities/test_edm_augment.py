@@ -9,9 +9,10 @@ import pytest
 
 from aigc_jax.modalities import edm_augment
 from aigc_jax.modalities.augment import translate
-from aigc_jax.modalities.edm_augment import LABEL_DIM, ZOOM, Move, augment_with_label, label, moved
+from aigc_jax.modalities.edm_augment import LABEL_DIM, Move, augment_with_label, label, moved
 
 HEIGHT, WIDTH = 24, 32
+ZOOM = 2**0.2  # as published
 augmented = jax.jit(augment_with_label)
 run = jax.jit(moved)
 

@@ -163,6 +163,72 @@ def test_queries_and_keys_are_normalised_where_asked():
         assert (difference > 1e-2) == changed
 
 
+def oracle(p, x, condition, angles, tokens, visible, context):
+    """A block with normalised queries and keys and SwiGLU, of one example, in numpy."""
+    (n, width), count = x.shape, 2
+
+    def linear(name, a):
+        return a @ p[name]["kernel"] + p[name]["bias"]
+
+    def norm(a):
+        a = a - a.mean(-1, keepdims=True)
+        return a / np.sqrt((a**2).mean(-1, keepdims=True) + 1e-6)
+
+    def heads(a, name):
+        a = a.reshape(len(a), count, -1)
+        return a / np.sqrt((a**2).mean(-1, keepdims=True) + 1e-6) * p[f"{name}_norm"]["scale"]
+
+    def turn(a):
+        pairs = a[..., : a.shape[-1] // 2] + 1j * a[..., a.shape[-1] // 2 :]
+        pairs = pairs * np.exp(1j * angles)[:, None]
+        return np.concatenate([pairs.real, pairs.imag], axis=-1)
+
+    def attend(q, k, v, shown):
+        scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(q.shape[-1])
+        weights = np.exp(scores) * shown
+        weights = weights / weights.sum(-1, keepdims=True)
+        return np.einsum("hqk,khd->qhd", weights, v.reshape(len(v), count, -1)).reshape(-1, width)
+
+    def stream(name, a):
+        parts = linear(f"{name}modulation", condition).reshape(-1, width)
+        q, k, v = np.split(linear(f"{name}qkv", norm(a) * (1 + parts[1]) + parts[0]), 3, axis=-1)
+        return parts, heads(q, f"{name}q"), heads(k, f"{name}k"), v
+
+    parts, q, k, v = stream("", x)
+    q, k, shown = turn(q), turn(k), np.ones(n)
+    if context == "joint":
+        _, *others = stream("context_", tokens)
+        q, k, v = (np.concatenate(pair) for pair in zip((q, k, v), others, strict=True))
+        shown = np.concatenate([shown, visible])
+    x = x + parts[2] * linear("out", attend(q, k, v, shown)[:n])
+    if context == "cross":
+        k, v = np.split(linear("cross_kv", tokens), 2, axis=-1)
+        q = heads(linear("cross_q", norm(x)), "cross_q")
+        x = x + linear("cross_out", attend(q, heads(k, "cross_k"), v, visible))
+    h, gate = np.split(linear("mlp_0", norm(x) * (1 + parts[4]) + parts[3]), 2, axis=-1)
+    return x + parts[5] * linear("mlp_1", h * gate / (1 + np.exp(-gate)))
+
+
+@pytest.mark.parametrize("context", ["", "cross", "joint"])
+def test_a_block_with_all_options_is_its_formula(context):
+    block = transformer.Block(2, context, qk_norm=True, swiglu=True, last=True)
+    rng = np.random.default_rng(4)
+    x, condition, tokens = (rng.normal(size=s) for s in ((6, 16), (16,), (3, 16)))
+    angles, visible = rng.normal(size=(6, 4)), np.array([True, False, True])
+    args = [jnp.asarray(a, jnp.float32)[None] for a in (x, condition, tokens)]
+    args = [args[0], args[1], jnp.asarray(angles, jnp.float32), args[2], jnp.asarray(visible)[None]]
+    params = random_like(jax.eval_shape(block.init, jax.random.key(0), *args)["params"])
+    found, _ = apply(block, params, *args)
+    wide = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    expected = oracle(wide, x, condition, angles, tokens, visible, context)
+    np.testing.assert_allclose(found[0], expected, atol=1e-4)
+    # Nothing reads the tokens of the last block, so they are not computed.
+    ends = [name for name in params if name.startswith("context_") and "norm" not in name]
+    assert sorted(ends) == (["context_modulation", "context_qkv"] if context == "joint" else [])
+    if ends:
+        assert params["context_modulation"]["kernel"].shape == (16, 2 * 16)
+
+
 @pytest.mark.parametrize("settings", [JOINT, CROSS], ids=lambda s: s["context"])
 def test_a_context_conditions_by_the_tokens_that_its_mask_shows(settings):
     net, params = small(**settings)

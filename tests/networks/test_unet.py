@@ -150,7 +150,7 @@ def test_dropout_is_between_the_second_norm_and_the_second_convolution():
     x, _ = inputs(2, 4, 8)
     block = ResBlock(features=8, dropout=1.0, groups=4)
     params = random_like(jax.eval_shape(block.init, jax.random.key(0), x))
-    y = program(block, True)(params, x, rngs={"dropout": jax.random.key(0)})
+    y = program(block, train=True)(params, x, rngs={"dropout": jax.random.key(0)})
     bias = params["params"]["conv2"]["bias"].reshape(1, 1, 1, 8)
     np.testing.assert_allclose(y, x + bias, atol=1e-6)
 
