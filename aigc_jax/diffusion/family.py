@@ -8,6 +8,7 @@ from aigc_jax.checks import (
     NonNegative,
     OneOf,
     Positive,
+    Probability,
     arguments,
     choice,
     kinds,
@@ -18,11 +19,18 @@ from aigc_jax.diffusion import likelihood, objectives, precondition, process, so
 from aigc_jax.diffusion.model import Diffusion
 from aigc_jax.errors import SettingError
 from aigc_jax.family import DataSpec, Family
+from aigc_jax.networks.edm_unet import EDMUNet
 from aigc_jax.networks.mlp import MLP
+from aigc_jax.networks.transformer import DiT
 from aigc_jax.networks.unet import UNet
 
 # {config.network.name: (the module, the kind of data that it takes)}
-NETWORKS = {"unet": (UNet, "image"), "mlp": (MLP, "points")}
+NETWORKS = {
+    "unet": (UNet, "image"),
+    "edm_unet": (EDMUNet, "image"),
+    "dit": (DiT, "image"),
+    "mlp": (MLP, "points"),
+}
 VARIANCES = ("fixed", "learned")
 # What else of `config.sampling` is a field of Diffusion, where it is given.
 OF_SAMPLES = ("dynamic_threshold", "guidance_rescale", "guidance_low", "guidance_high")
@@ -84,12 +92,13 @@ def diffusion(
     pairing: Annotated[str, OneOf(objectives.PAIRINGS)] = "independent",
     variance: Annotated[str, OneOf(VARIANCES)] = "fixed",
     bound_weight: NonNegative = 0.001,
+    augment: Probability = 0.0,
     label_dropout: BelowOne = 0.0,
 ) -> Diffusion:
     """A model of Gaussian diffusion, from the settings of its parts.
 
     Args:
-      network, shape, bound_weight, label_dropout: see `Diffusion`.
+      network, shape, bound_weight, augment, label_dropout: see `Diffusion`.
       process: see `process.PROCESSES`.
       prediction, sigma_data: see `precondition.named`.
       times, weighting: see `times.TIMES` and `times.WEIGHTINGS`.
@@ -136,6 +145,7 @@ def diffusion(
         term=likelihood.terms(made, step_variance) if made.total else None,
         learned_variance=learned,
         bound_weight=bound_weight,
+        augment=augment,
         label_dropout=label_dropout,
         **shown,
     )

@@ -31,6 +31,7 @@ from aigc_jax.family import (
     View,
     Views,
 )
+from aigc_jax.modalities.edm_augment import LABEL_DIM, augment_with_label
 
 DAMAGE = (0.1, 0.3, 0.5)  # shares of T at which `reconstruct` shows one step of denoising
 RATIOS = (0.3, 1.0, 3.0)  # sigma / alpha at which it does, of a process in continuous time
@@ -55,6 +56,8 @@ class Diffusion:
       learned_variance: whether the second half of the network's channels says where the variance
         of a step lies (Nichol & Dhariwal 2021).
       bound_weight: of the bound, beside the simple loss, by which that half is trained.
+      augment: probability of each of EDM's moves of a training image, of which the network is told
+        (Karras et al. 2022, arXiv:2206.00364, appendix F.2); 0 for none.
       label_dropout: share of training labels replaced by "none", for classifier-free guidance.
       guidance: weight of classifier-free guidance of samples; 1 is none. `guidance_rescale` is its
         share of the way back to an estimate's own standard deviation, and `guidance_low` and
@@ -76,6 +79,7 @@ class Diffusion:
     term: likelihood.Term | None = None
     learned_variance: bool = False
     bound_weight: float = 0.001
+    augment: float = 0.0
     label_dropout: float = 0.0
     guidance: NonNegative = 1.0
     guidance_rescale: Probability = 0.0
@@ -89,6 +93,11 @@ class Diffusion:
             raise SettingError(
                 f"sampling.guidance_low={self.guidance_low} must lie below "
                 f"sampling.guidance_high={self.guidance_high}, or that be 0, for no bound"
+            )
+        if self.augment and getattr(self.network, "augment_dim", 0) != LABEL_DIM:
+            raise SettingError(
+                "diffusion.augment above 0 needs a network that is told how images were moved: set "
+                f"network.augment_dim={LABEL_DIM}"
             )
         if self.guidance != 1.0 and not self.classes:
             raise SettingError("sampling.guidance other than 1 needs diffusion.conditional=True")
@@ -182,13 +191,15 @@ class Diffusion:
 
     def loss(self, view: View, batch: Batch, key: jax.Array) -> LossValue:
         """Ho et al. 2020, algorithm 1: the mean objective at the times that `times` draws."""
-        time_key, noise_key, drop_key, label_key = jax.random.split(key, 4)
-        x0 = batch["x"]
+        time_key, noise_key, drop_key, label_key, move_key = jax.random.split(key, 5)
+        x0, told = batch["x"], {}
+        if self.augment:
+            x0, told["augment"] = augment_with_label(move_key, x0, self.augment)
         level = self.process.level(self.times.train(time_key, len(x0)))
         label = self.drop_labels(self.label_of(batch), label_key)
         x_t, eps = self.noised(x0, level, noise_key)
         output = self.predict(
-            view.params, x_t, level, label, train=True, rngs={"dropout": drop_key}
+            view.params, x_t, level, label, train=True, rngs={"dropout": drop_key}, **told
         )
         return jnp.mean(self.errors(x0, eps, output, x_t, level)), ({}, view.extra)
 

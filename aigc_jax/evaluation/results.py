@@ -101,7 +101,7 @@ def protocol(sampling: Mapping[str, Any], *, calls: int, weights: str, seed: int
     """What every row states: how samples are drawn, with which parameters, from which seed."""
     words = [sampling.get("sampler", sampling.get("prior", ""))]
     for name, neutral in NEUTRAL.items():
-        if sampling.get(name, neutral) != neutral:
+        if sampling.get(name, neutral) not in (neutral, None):
             words.append(f"{name} {sampling[name]}")
     return {
         "sampler": " ".join(filter(None, words)),
