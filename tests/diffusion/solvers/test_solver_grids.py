@@ -177,7 +177,8 @@ OWN = {"sigmas": (5.0, 1.0)}
 @pytest.mark.parametrize(
     ("process", "spacing", "steps", "settings", "message"),
     [
-        ("edm", "", 0, {}, "sampling.steps=0 takes every time of a discrete process"),
+        ("edm", "", 0, {}, "sampling.steps must be at least 1, such as 50, not 0"),
+        ("flow", "", -1, {}, "sampling.steps must be at least 1, such as 50, not -1"),
         ("discrete", "karras", 21, {}, r"sampling.steps must lie in 1..20 .* not 21"),
         ("discrete", "", 21, {}, r"sampling.steps must lie in 1..20 .* not 21"),
         ("discrete", "", -1, {}, r"sampling.steps must lie in 1..20 .* not -1"),

@@ -126,6 +126,16 @@ def test_euler_of_a_flow_in_x_and_t_is_ddim():
         np.testing.assert_allclose(found, x, rtol=1e-12)
 
 
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_3m", "deis", "unipc", "heun"])
+def test_what_noise_alone_says_serves_the_step_from_it_only(sampler):
+    """Its lambda is infinite: no later step extrapolates from it, and the first is not corrected."""
+    levels, steps = grid(FLOW, "uniform", 8), 1 if sampler == "heun" else 2
+    part = sub_grid(levels, 0, steps + 1)
+    expected = walk(solvers.on(FLOW, part, sampler="ddim"), of_gaussian(0.3, 0.5), 1.2)
+    found = walk(solvers.on(FLOW, part, sampler=sampler, order=3), of_gaussian(0.3, 0.5), 1.2)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_ddim_with_eta_1_is_ancestral_sampling():
     process = linear_betas()
     whole = solvers.build(process, sampler="ddim", steps=0, eta=1.0)
