@@ -128,12 +128,23 @@ def test_euler_of_a_flow_in_x_and_t_is_ddim():
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_3m", "deis", "unipc", "heun"])
 def test_what_noise_alone_says_serves_the_step_from_it_only(sampler):
-    """Its lambda is infinite: no later step extrapolates from it, and the first is not corrected."""
+    """Its lambda is infinite: no later step goes by it, and the first is not corrected."""
     levels, steps = grid(FLOW, "uniform", 8), 1 if sampler == "heun" else 2
     part = sub_grid(levels, 0, steps + 1)
     expected = walk(solvers.on(FLOW, part, sampler="ddim"), of_gaussian(0.3, 0.5), 1.2)
     found = walk(solvers.on(FLOW, part, sampler=sampler, order=3), of_gaussian(0.3, 0.5), 1.2)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_the_last_steps_of_few_go_by_fewer_estimates():
+    levels = grid(EDM, "karras", 5)
+    assert multistep.orders(levels, 3, taper=True).tolist() == [1, 2, 3, 2, 1]
+    assert multistep.orders(levels, 3, taper=False).tolist() == [1, 2, 3, 3, 1]
+    assert multistep.orders(sub_grid(levels, 0, 5), 3, taper=True).tolist() == [1, 2, 3, 3]
+    for sampler in ("dpmpp_3m", "deis"):
+        for steps, earlier in ((5, 1), (14, 1), (15, 2)):
+            solver = solvers.build(EDM, sampler=sampler, steps=steps, order=3)
+            assert np.count_nonzero(solver.table["keep"][-2, 0, 1:]) == earlier
 
 
 def test_ddim_with_eta_1_is_ancestral_sampling():
