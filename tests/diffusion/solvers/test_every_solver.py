@@ -21,7 +21,12 @@ PROCESSES = {
     "cosine_betas": gaussian.discrete(schedule="cosine", timesteps=T),
     **{name: gaussian.PROCESSES[name]() for name in gaussian.PROCESSES if name != "discrete"},
 }
-SETTINGS = {"heun": {"churn": 3.0}, "deis": {"order": 3}, "unipc": {"order": 3}}
+SETTINGS = {
+    "heun": {"churn": 3.0},
+    "deis": {"order": 3},
+    "unipc": {"order": 3},
+    "predictor_corrector": {"predictor": "reverse_diffusion"},
+}
 
 
 def can(process, sampler, spacing):
