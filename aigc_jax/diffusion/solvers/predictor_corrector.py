@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aigc_jax.diffusion.process import Level
+from aigc_jax.diffusion.process import Level, of
 from aigc_jax.diffusion.solvers import ddim
 from aigc_jax.diffusion.solvers.base import Denoise, Solver, steps_of
 
@@ -45,7 +45,7 @@ def solver(grid: Level, start: float, predictor: str, snr: float) -> Solver:
         np.stack([np.full_like(column, still), column], axis=1).ravel()
         for column, still in zip(chosen, (1.0, 0.0, 0.0), strict=True)
     )
-    langevin = np.stack([np.sqrt(2) * snr * at.alpha / to.alpha, np.zeros_like(at.alpha)], axis=1)
+    langevin = np.stack([2 * snr * at.alpha / to.alpha, np.zeros_like(at.alpha)], axis=1)
     level = Level(*(np.repeat(column, 2) for column in at))
     table = {"at": level, "c_x": c_x, "c_x0": c_x0, "std": std, "langevin": langevin.ravel()}
     return Solver(table, _step, std=start, stochastic=True)
@@ -56,9 +56,11 @@ def _step(
 ) -> tuple[jax.Array, jax.Array]:
     level, estimate = row["at"], denoise(x, row["at"]).x0
     score = (level.alpha * estimate - x) / level.sigma**2
-    # sqrt(2 step) = sqrt(2) snr sqrt(alpha) |eps| / |score|; a sample without a score stays.
-    norm = _norm(score)
-    root = row["langevin"] * _norm(eps) * (norm > 0) / (norm + (norm == 0))
+    # sqrt(2 step) = 2 r sqrt(alpha) |eps| / |score|. Where a score all but vanishes that would be
+    # any size: noise stays below what x itself is, of data of variance 1.
+    longest = row["langevin"] * _norm(eps)
+    largest = (level.alpha**2 + level.sigma**2) ** 0.5
+    root = longest / of(x).maximum(_norm(score), longest / largest + 1e-30)
     moved = row["c_x"] * x + row["c_x0"] * estimate + row["std"] * eps
     return moved + root**2 / 2 * score + root * eps, estimate
 

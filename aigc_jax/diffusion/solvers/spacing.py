@@ -2,7 +2,8 @@
 
 "leading", "trailing" and "linspace" are Lin et al. 2024 (arXiv:2305.08891, table 2); "quadratic" is
 what DDIM uses for CIFAR-10 (Song et al. 2021, arXiv:2010.02502, D.3): times of a discrete process.
-The others are of sigma / alpha, the ratio of noise, and serve every process.
+"uniform" is of continuous times; the others are of sigma / alpha, the ratio of noise, and serve
+every process.
 """
 
 import numpy as np
@@ -112,10 +113,10 @@ def grid(process: Process, spacing: str, steps: int, chosen: Settings = DEFAULTS
     steps = steps or process.total
     if process.total:
         _check_steps(steps, process.total)
-    elif not steps:
+    elif steps < 1:
         raise SettingError(
-            "sampling.steps=0 takes every time of a discrete process, and this process has times "
-            "without number: set sampling.steps, such as 50"
+            f"sampling.steps must be at least 1, such as 50, not {steps}: 0 takes every time of a "
+            "discrete process alone"
         )
     spacing = spacing or natural(process)
     if spacing in OF_TIMES:

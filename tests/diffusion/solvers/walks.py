@@ -15,11 +15,11 @@ def linear_betas(total=1000):
 
 def rows(solver):
     """What each call is given."""
-    return [jax.tree.map(lambda column: column[i], solver.table) for i in range(solver.calls)]
+    return [jax.tree.map(lambda column, i=i: column[i], solver.table) for i in range(solver.calls)]
 
 
 def walk(solver, denoise, x, noise=None):
-    """The samples that a solver makes of x, with denoise(x, level) -> x_0 and noise[i] of call i."""
+    """The samples that a solver makes of x, by denoise(x, level) -> x_0 and noise[i] of call i."""
     carry = solver.start(np.asarray(x, np.float64))
     for i, row in enumerate(rows(solver)):
         eps = None if noise is None else noise[i]
