@@ -92,7 +92,7 @@ def test_rows_state_the_protocol_they_were_measured_by(extractors):
     loss = rows["loss"]
     assert (loss.reference, loss.weights, loss.seed) == ("digits test", "raw", None)
     assert (loss.n, loss.sampler) == (296, "")
-    stated = partial(evaluate.protocol, weights="EMA", seed=1)
+    stated = partial(protocol, weights="EMA", seed=1)
     assert stated({"prior": "normal", "temperature": 1.0, "eta": 0.0}) == {
         "sampler": "normal",
         "steps": None,
