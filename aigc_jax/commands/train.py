@@ -22,7 +22,7 @@ from aigc_jax.runs import environment, evaluate, history, lock
 from aigc_jax.runs import folder as folders
 from aigc_jax.runs import model as models
 from aigc_jax.runs import observer as observers
-from aigc_jax.runs.averages import POSTHOC, SNAPSHOTS, Snapshots
+from aigc_jax.runs.averages import POSTHOC, SNAPSHOTS, Snapshots, alike
 from aigc_jax.runs.evaluations import (
     Evaluation,
     check,
@@ -249,6 +249,7 @@ def beginning(
     `stack` closes.
     """
     settings, keep, mesh = config["train"], config["checkpoint"], sharding.make_mesh()
+    averages = Settings(**config["ema"])
 
     def begin(start: int, parameters: int, beside: Mapping[str, Any]) -> tuple[Writer, loop.Hooks]:
         # Opens the feature networks: one that is missing is an error before anything is written.
@@ -275,7 +276,9 @@ def beginning(
         )
         if keep["best"] and not config["log"]["eval_every"]:
             writer.say(f"no best checkpoint by {keep['best']} is kept: log.eval_every is 0")
-        averages, snapshots = Settings(**config["ema"]), None
+        snapshots, images = None, settings["steps"] * settings["batch_size"]
+        if words := alike(averages, images):
+            writer.say(words)
         if averages.snapshot_every:
             snapshots = Snapshots(workdir, averages, session.run, session.from_step)
             stack.callback(snapshots.close)

@@ -5,8 +5,9 @@ posthoc/SIGMA_REL of what --mode=ema has made: a folder of its own with checkpoi
 that a model computes with.
 """
 
+import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,11 +30,15 @@ LEFT = 0.1  # most of a profile, by its root mean square, that the stored ones m
 def check_half_life(half_life: float, settings: ema.Settings) -> None:
     """Raises SettingError where a run keeps no average of this half-life."""
     if half_life not in settings.others:
-        have = ", ".join(f"{x:g}" for x in settings.others) or "none"
+        have = _listed(settings.others) or "none"
         raise SettingError(
             f"no average of half-life {half_life:g} is kept: there are {have} beside the run's own "
             f"of {settings.half_life:g}; ema.others names them before a run begins"
         )
+
+
+def _listed(numbers: Iterable[float]) -> str:
+    return ", ".join(f"{x:g}" for x in numbers)
 
 
 def parsed(average: str | float, settings: ema.Settings) -> tuple[str, str]:
@@ -69,6 +74,18 @@ def weights_word(raw: bool, average: str | float) -> list[str]:
 def posthoc_folder(workdir: pathlib.Path, sigma_rel: float) -> pathlib.Path:
     """Where a run keeps the averages of a relative width that were made of its snapshots."""
     return workdir / POSTHOC / f"{sigma_rel:.12g}"
+
+
+def alike(settings: ema.Settings, images: float) -> str:
+    """In words which averages of a run of so many images are the same, "" where none are."""
+    bound = settings.ramp * images or math.inf
+    same = [life for life in dict.fromkeys((settings.half_life, *settings.others)) if life >= bound]
+    if len(same) < 2:
+        return ""
+    return (
+        f"the averages of half-life {_listed(same)} are the same: until the end of this run "
+        f"ema.ramp={settings.ramp:g} bounds them by {bound:.0f} images"
+    )
 
 
 class Snapshots:
@@ -213,8 +230,8 @@ def _sums(
         if left > LEFT:
             low, high = reachable(stored, end)
             raise SettingError(
-                f"{len(steps)} snapshots of {', '.join(f'{w:g}' for w in names.values())} make no "
-                f"average of relative width {sigma_rel:g}: ask for {low:g} to {high:g}"
+                f"{len(steps)} snapshots of widths {_listed(names.values())} make no average of "
+                f"relative width {sigma_rel:g}: ask for {low:g} to {high:g}"
             )
     sums: dict[float, Any] = {}
     for i, step in enumerate(tqdm(steps, desc="snapshots", disable=None, leave=False)):

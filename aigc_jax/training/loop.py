@@ -192,7 +192,7 @@ def _steps(
                 meter.flush(step)
                 hooks.sample(state, step)
             if due(schedule.snapshot, step, start, schedule.steps):
-                meter.flush(step)
+                meter.catch_up()
                 if meter.may_save(step, last=False):
                     hooks.snapshot(state, step)
             last = step > start and (step == schedule.steps or stopping)
