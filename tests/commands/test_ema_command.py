@@ -7,7 +7,6 @@ from PIL import Image
 
 from aigc_jax.training.checkpoint import complete_steps
 
-
 # Flags of --mode=ema, and what is said of them.
 REFUSED = [
     ([], "give --sigma-rel=0.07, or several"),
