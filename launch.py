@@ -7,6 +7,7 @@
     python launch.py --mode=denoise --workdir=runs/dvae_mnist --input=FOLDER
     python launch.py --mode=translate --workdir=runs/cyclegan_maps --input=FOLDER --direction=a2b
     python launch.py --mode=export --workdir=runs/ddpm_digits --output=exported
+    python launch.py --mode=ema --workdir=runs/ddpm_digits --sigma-rel=0.07
 
 Training again in the same --workdir resumes; the other modes need only --workdir.
 """

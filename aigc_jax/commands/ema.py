@@ -23,7 +23,7 @@ from aigc_jax.runs.evaluations import Evaluation, check_draws, names_of_samples,
 from aigc_jax.runs.extractors import FeatureExtractors
 from aigc_jax.runs.pictures import Picture
 from aigc_jax.training import sharding
-from aigc_jax.training.ema import WIDEST, Settings
+from aigc_jax.training.ema import WIDEST, settings_of
 
 FLAGS: tuple[str, ...] = (
     "sigma_rel",
@@ -112,7 +112,7 @@ def run(
         averages.reconstruct,
         workdir,
         model.family,
-        Settings(**model.config["ema"]),
+        settings_of(model.config["ema"]),
         sigma_rels,
         step=step,
         mode=model.config["train"]["sharding"],

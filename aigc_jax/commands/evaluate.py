@@ -24,7 +24,7 @@ from aigc_jax.runs.evaluations import Evaluation, check_averages, plan, splits
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractors
 from aigc_jax.training import sharding
-from aigc_jax.training.ema import Settings
+from aigc_jax.training.ema import settings_of
 
 FLAGS: tuple[str, ...] = (
     "evaluations",
@@ -102,7 +102,7 @@ def run(
     config, different = common.with_sampling(workdir, config, settings)
     planned = plan(chosen(config["evaluations"], evaluations), config["evaluation"])
     planned = of_count(planned, count)
-    check_averages(planned, Settings(**config["ema"]))
+    check_averages(planned, settings_of(config["ema"]))
     data = data or common.open_data(config, splits(planned))
     model = models.load(workdir, config, step=step, best=best, raw=raw, ema=ema, family=family)
     check_same_data(model, data.spec)
@@ -120,7 +120,7 @@ def run(
     is_run = folders.is_run(workdir)  # else weights from elsewhere
     averaged = bool(model.family.averaged) and not raw
     weights = (f"EMA {ema}".strip() if averaged else "raw") if is_run else "as given"
-    others = averages_of(workdir, config, model)
+    others = averages_of(workdir, config, model, planned)
     result = evaluator.run(model.variables, seed=seed, weights=weights, averages=others)
     if evaluations and not result.rows:
         asked = ", ".join(evaluations)
@@ -144,9 +144,22 @@ def run(
 
 
 def averages_of(
-    workdir: pathlib.Path, config: Mapping[str, Any], model: models.Model
+    workdir: pathlib.Path,
+    config: Mapping[str, Any],
+    model: models.Model,
+    planned: Sequence[Evaluation],
 ) -> evaluate.Averages:
-    """The other averages of a model's checkpoint, read when they are asked for."""
+    """The other averages of a model's checkpoint, read when they are asked for.
+
+    Raises:
+      ValueError: an evaluation is of one, and the weights are from elsewhere.
+    """
+    named = [e.name for e in planned if e.ema is not None]
+    if named and not folders.is_run(workdir):
+        raise SettingError(
+            f"there is no run in {workdir} to take another average of: do not ask for "
+            f"{', '.join(named)}"
+        )
     step = None if model.best else model.step
 
     def average(half_life: float) -> Variables:

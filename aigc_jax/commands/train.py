@@ -36,7 +36,7 @@ from aigc_jax.runs.extractors import FeatureExtractors
 from aigc_jax.runs.history import Session
 from aigc_jax.training import loop, sharding
 from aigc_jax.training.checkpoint import Checkpoints, complete_steps, run_of_newest
-from aigc_jax.training.ema import Settings
+from aigc_jax.training.ema import settings_of
 from aigc_jax.training.step import TrainState
 from aigc_jax.training.writers import Writer
 
@@ -249,7 +249,7 @@ def beginning(
     `stack` closes.
     """
     settings, keep, mesh = config["train"], config["checkpoint"], sharding.make_mesh()
-    averages = Settings(**config["ema"])
+    averages = settings_of(config["ema"])
 
     def begin(start: int, parameters: int, beside: Mapping[str, Any]) -> tuple[Writer, loop.Hooks]:
         # Opens the feature networks: one that is missing is an error before anything is written.

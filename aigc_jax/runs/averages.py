@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -243,20 +242,22 @@ def _sums(
             return _sums(read, [s for s in steps if s != step], names, sigma_rels, end)
         parts = [averages[name] for name in names]
         for sigma_rel, (weights, _) in fits.items():
-            own = np.asarray(weights[i * len(names) : (i + 1) * len(names)], np.float32)
-            before = sums.get(sigma_rel) or jax.tree.map(jnp.zeros_like, parts[0])
-            sums[sigma_rel] = _added(before, parts, own)
+            own = weights[i * len(names) : (i + 1) * len(names)].astype(np.float32)
+            if sigma_rel in sums:
+                sums[sigma_rel] = _weighted([sums[sigma_rel], *parts], np.float32([1.0, *own]))
+            else:
+                sums[sigma_rel] = _weighted(parts, own)
     return sums, {s: left for s, (_, left) in fits.items()}
 
 
 @jax.jit
-def _added(total: Any, parts: Sequence[Any], weights: jax.Array) -> Any:
-    """A tree, and some of the same shape times their weights."""
+def _weighted(parts: Sequence[Any], weights: jax.Array) -> Any:
+    """Trees of the same shape, each times its weight."""
 
-    def of(x: jax.Array, *others: jax.Array) -> jax.Array:
-        return x + sum(w * y for w, y in zip(weights, others, strict=True))
+    def of(*leaves: jax.Array) -> jax.Array:
+        return sum(w * x for w, x in zip(weights, leaves, strict=True))
 
-    return jax.tree.map(of, total, *parts)
+    return jax.tree.map(of, *parts)
 
 
 def reachable(stored: Sequence[tuple[float, float]], end: float) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from aigc_jax.runs import folder as folders
 from aigc_jax.sampling.driver import Driver
 from aigc_jax.training import sharding
 from aigc_jax.training.checkpoint import Checkpoints, complete_steps
-from aigc_jax.training.ema import Settings
+from aigc_jax.training.ema import settings_of
 
 # Settings that say how a model uses labels; all others are the same with labels or without.
 OF_LABELS = ("diffusion.conditional", "vae.conditional", "network.discriminator.conditioning")
@@ -135,7 +135,7 @@ def load(
         stored: tuple[str, Any] = ("", {})
     else:
         mode = config["train"]["sharding"]
-        average = averages.parsed(ema, Settings(**config["ema"])) if ema else ("", "")
+        average = averages.parsed(ema, settings_of(config["ema"])) if ema else ("", "")
         variables, stored, step = restore(
             workdir, family, step, best=best, raw=raw, average=average, mode=mode
         )

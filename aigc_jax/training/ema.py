@@ -7,15 +7,15 @@ of times matter.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.checks import OR_EMPTY, NonNegative, Positive, Range, Whole
+from aigc_jax.checks import OR_EMPTY, NonNegative, Positive, Range, Whole, arguments
 
 WIDEST = 0.288  # relative width; at 12 ** -0.5 all steps would count alike
 Width = Annotated[float, Range(0, WIDEST, above=True)]
@@ -42,6 +42,11 @@ class Settings(NamedTuple):
     snapshots: Annotated[int, Range(4, 2**31, below=True)] = 32
 
 
+def settings_of(section: Mapping[str, Any]) -> Settings:
+    """The section `ema` of a config; ValueError for a key or a value that cannot be."""
+    return Settings(**arguments("ema", Settings, section))
+
+
 def half_life_name(half_life: float) -> str:
     """Name of the average with a half-life in images, within a state."""
     return f"half_life_{half_life:.12g}"
@@ -52,20 +57,20 @@ def sigma_rel_name(sigma_rel: float) -> str:
     return f"sigma_rel_{sigma_rel:.12g}"
 
 
-def tracked(settings: Settings) -> dict[str, float]:
+def tracked(given: Settings) -> dict[str, float]:
     """{name: relative width} of the averages that are tracked for post-hoc EMA."""
-    widths = settings.sigma_rels if settings.snapshot_every else ()
+    widths = given.sigma_rels if given.snapshot_every else ()
     return {sigma_rel_name(sigma_rel): sigma_rel for sigma_rel in widths}
 
 
-def shares(settings: Settings, batch_size: int) -> dict[str, Callable[[jax.Array], jax.Array]]:
+def shares(given: Settings, batch_size: int) -> dict[str, Callable[[jax.Array], jax.Array]]:
     """{name of an average beside the run's own: step -> share of the new parameters in it}."""
 
     def of_half_life(step: jax.Array, half_life: float) -> jax.Array:
-        return 1 - ema_decay(step, batch_size=batch_size, half_life=half_life, ramp=settings.ramp)
+        return 1 - ema_decay(step, batch_size=batch_size, half_life=half_life, ramp=given.ramp)
 
-    found = {half_life_name(x): partial(of_half_life, half_life=x) for x in settings.others}
-    powers = {n: partial(power_share, sigma_rel=x) for n, x in tracked(settings).items()}
+    found = {half_life_name(x): partial(of_half_life, half_life=x) for x in given.others}
+    powers = {n: partial(power_share, sigma_rel=x) for n, x in tracked(given).items()}
     return found | powers
 
 

@@ -12,7 +12,7 @@ from aigc_jax.checks import arguments
 from aigc_jax.errors import SettingError
 from aigc_jax.family import Batch, DataSpec, Family
 from aigc_jax.training import optimizers
-from aigc_jax.training.ema import Settings, ema_decay, shares
+from aigc_jax.training.ema import ema_decay, settings_of, shares
 from aigc_jax.training.step import Recipe
 
 
@@ -37,7 +37,7 @@ def recipe(
     Raises:
       ValueError: an unknown key of these, or a value that cannot be.
     """
-    averages = Settings(**arguments("ema", Settings, ema))
+    averages = settings_of(ema)
     if not family.averaged and (averages.others or averages.snapshot_every):
         raise SettingError(
             "this family keeps no averages: set ema.others=() and ema.snapshot_every=0"
