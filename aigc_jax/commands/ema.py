@@ -46,12 +46,11 @@ FLAGS: tuple[str, ...] = (
 
 def main(flags: argparse.Namespace) -> None:
     """Runs the command as its flags say."""
-    if (flags.sigma_rel is None) == (flags.sigma_rels is None):
-        raise SettingError("give --sigma-rel=0.07, or several lengths by --sigma-rels=0.05,0.1,0.2")
     run(
         flags.workdir,
         flags.config,
-        sigma_rels=[flags.sigma_rel] if flags.sigma_rels is None else numbers(flags.sigma_rels),
+        sigma_rel=flags.sigma_rel,
+        sigma_rels=flags.sigma_rels,
         metric=flags.metric,
         count=flags.num,
         seed=flags.seed,
@@ -61,19 +60,26 @@ def main(flags: argparse.Namespace) -> None:
     )
 
 
-def numbers(words: Iterable[str]) -> list[float]:
-    """Words of a flag as numbers."""
+def widths(one: float | None, several: Iterable[float | str] | None) -> list[float]:
+    """The relative widths that are asked for, one or several, in their order."""
+    if (one is None) == (not several):
+        raise SettingError("give --sigma-rel=0.07, or several lengths by --sigma-rels=0.05,0.1,0.2")
     try:
-        return [float(word) for word in words]
+        found = sorted({float(width) for width in several or [one]})
     except ValueError as error:
         raise SettingError(f"--sigma-rels are numbers, such as 0.05,0.1,0.2: {error}") from error
+    for width in found:
+        if not 0 < width <= WIDEST:
+            raise SettingError(f"a sigma_rel is above 0 and at most {WIDEST}, not {width:g}")
+    return found
 
 
 def run(
     workdir: str | pathlib.Path,
     config: Mapping[str, Any] | None = None,
     *,
-    sigma_rels: Sequence[float],
+    sigma_rel: float | None = None,
+    sigma_rels: Sequence[float | str] | None = None,
     metric: str = "",
     count: int | None = None,
     seed: int = 0,
@@ -88,7 +94,7 @@ def run(
 
     Args:
       workdir, config, step: see `runs.model.load`.
-      sigma_rels: relative widths.
+      sigma_rel, sigma_rels: the relative width, or several of them.
       metric: of samples, such as "fd_digits", by the config's evaluation that has it.
       count, seed, settings, batch_size: of the samples, as for `evaluate`.
 
@@ -99,10 +105,7 @@ def run(
       FileNotFoundError, ValueError: no such run, one without snapshots, a width that they cannot
         make, a metric that no evaluation of the config has.
     """
-    workdir, sigma_rels = files.expanded(workdir), sorted(set(sigma_rels))
-    for sigma_rel in sigma_rels:
-        if not 0 < sigma_rel <= WIDEST:
-            raise SettingError(f"a sigma_rel is above 0 and at most {WIDEST}, not {sigma_rel:g}")
+    workdir, asked = files.expanded(workdir), widths(sigma_rel, sigma_rels)
     config, different = common.with_sampling(workdir, config, settings)
     folders.check_run(workdir)
     model = models.outline(workdir, config)
@@ -113,7 +116,7 @@ def run(
         workdir,
         model.family,
         settings_of(model.config["ema"]),
-        sigma_rels,
+        asked,
         step=step,
         mode=model.config["train"]["sharding"],
     )
@@ -138,8 +141,8 @@ def run(
     made = make()
     found = judged(evaluator, made, seed, metric)
     words = [f"ema-step{made.step:08d}", f"seed{seed}", f"n{chosen.count}", *different]
-    words += [chosen.name, evaluate_command.digest(evaluator, sigma_rels)]
-    rows = [row for sigma_rel, own in found.items() for row in named(own, sigma_rel)]
+    words += [chosen.name, evaluate_command.digest(evaluator, asked)]
+    rows = [row for width, own in found.items() for row in named(own, width)]
     result = evaluate.Result(rows, [plotted(found, metric)])
     path = evaluate.write(workdir, "-".join(words), result, step=made.step, scheduled=False)
     if jax.process_index() == 0:
