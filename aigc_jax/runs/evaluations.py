@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax import modalities
-from aigc_jax.checks import Count, OneOf, Whole, arguments, kinds, one_of, shown, value
+from aigc_jax.checks import Count, OneOf, Positive, Whole, arguments, kinds, one_of, shown, value
 from aigc_jax.data import mixtures
 from aigc_jax.errors import SettingError
 from aigc_jax.evaluation import evaluators, features
 from aigc_jax.evaluation.results import Row
 from aigc_jax.family import DataSpec, Family, Variables
+from aigc_jax.runs import averages
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractor, FeatureExtractors
+from aigc_jax.training import ema as ema_settings
 
 Rebuild = Callable[[Mapping[str, Any]], Family]
 OF_THE_RUN = ("at_end",)  # keys of `config.evaluation` that no single evaluation can replace
@@ -59,6 +61,8 @@ class Evaluation(NamedTuple):
       settings: `config.evaluation`, with what it replaces of that.
       count: samples that it is of.
       limit: held-out examples that it is of, in whole batches; 0 for all.
+      ema: half-life of the average that it is of, in images; None for that which is asked for, or
+        the run's own.
     """
 
     name: str
@@ -67,6 +71,7 @@ class Evaluation(NamedTuple):
     settings: Mapping[str, Any]
     count: int = 0
     limit: int = 0
+    ema: float | None = None
 
     @property
     def draws(self) -> bool:
@@ -111,9 +116,11 @@ def _evaluation(name: str, given: Mapping[str, Any], settings: Mapping[str, Any]
         raise SettingError(f"evaluations.{name} is a mapping of settings, not {shown(given)}")
     own = dict(given)
     metric, sampling = own.pop("metric", name), own.pop("sampling", {})
+    ema = own.pop("ema", None)
     value(f"evaluations.{name}.sampling", sampling, Mapping)
+    value(f"evaluations.{name}.ema", ema, Positive | None)
     one_of(f"evaluations.{name}.metric", metric, evaluators.NAMES)
-    known = ("metric", "sampling", *(key for key in settings if key not in OF_THE_RUN))
+    known = ("metric", "sampling", "ema", *(key for key in settings if key not in OF_THE_RUN))
     for key, of_key in own.items():
         one_of(f"a setting of evaluations.{name}", key, known)
         value(f"evaluations.{name}.{key}", of_key, kinds(Settings)[key])
@@ -121,9 +128,9 @@ def _evaluation(name: str, given: Mapping[str, Any], settings: Mapping[str, Any]
         raise SettingError(f"evaluations.{name}.sampling: metric {metric!r} takes no samples")
     both = {**settings, **own}
     if metric in evaluators.OF_SAMPLES:
-        return Evaluation(name, metric, dict(sampling), both, count=both["count"])
+        return Evaluation(name, metric, dict(sampling), both, count=both["count"], ema=ema)
     limit = both["likelihood_count"] if metric == "likelihood" else 0
-    return Evaluation(name, metric, {}, both, limit=limit)
+    return Evaluation(name, metric, {}, both, limit=limit, ema=ema)
 
 
 def scheduled(planned: Sequence[Evaluation], settings: Mapping[str, Any]) -> tuple[Evaluation, ...]:
@@ -147,6 +154,13 @@ def splits(planned: Iterable[Evaluation]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(e.settings["reference_split"] for e in planned if e.draws))
 
 
+def names_of_samples(e: Evaluation, family: Family) -> list[str]:
+    """Names of the metrics of an evaluation of samples: "fid", "fid_ddim50/fid", ..."""
+    labelled = bool(family.drawing and family.drawing.conditions)
+    metrics = evaluators.metrics(e.metric, e.settings["network"], labelled)
+    return [Row(metric, 0.0, 0, evaluation=e.label).key for metric in metrics]
+
+
 def scheduled_names(
     planned: Iterable[Evaluation], family: Family, spec: DataSpec, test_split: str
 ) -> Iterator[str]:
@@ -156,9 +170,7 @@ def scheduled_names(
     """
     for e in planned:
         if e.draws:
-            labelled = bool(family.drawing and family.drawing.conditions)
-            for metric in evaluators.metrics(e.metric, e.settings["network"], labelled):
-                yield f"eval/{Row(metric, 0.0, 0, evaluation=e.label).key}"
+            yield from (f"eval/{name}" for name in names_of_samples(e, family))
     key = jax.eval_shape(jax.random.key, 0)
     variables = Variables(*jax.eval_shape(family.init, key))
     fields = {name: (field.shape, jnp.float32) for name, field in spec.fields.items()}
@@ -179,6 +191,16 @@ def check_draws(family: Family, asked: Iterable[str]) -> None:
             "this family translates images and draws none from noise: use --mode=translate, and "
             f"do not ask for {', '.join(asked)}"
         )
+
+
+def check_averages(planned: Iterable[Evaluation], settings: ema_settings.Settings) -> None:
+    """Raises ValueError where an evaluation is of an average that a run does not keep."""
+    for e in planned:
+        if e.ema is not None:
+            try:
+                averages.check_half_life(e.ema, settings)
+            except SettingError as error:
+                raise SettingError(f"evaluations.{e.name}.ema: {error}") from error
 
 
 def check_sampling(

@@ -26,7 +26,7 @@ ZERO = {
     *("optimizer.learning_rate", "optimizer.warmup", "optimizer.decay_steps"),
     *("optimizer.decay_start", "optimizer.learning_rate_end", "optimizer.clip", "optimizer.b1"),
     *("optimizer.b2", "optimizer.b2_end", "optimizer.momentum", "optimizer.weight_decay"),
-    *("optimizer.skip_above", "ema.half_life", "ema.ramp"),
+    *("optimizer.skip_above", "ema.half_life", "ema.ramp", "ema.snapshot_every"),
     *("log.every", "log.eval_every", "log.sample_every", "log.first_sample", "log.samples"),
     *("checkpoint.every", "evaluation.likelihood_count", "evaluation.examples"),
     *("evaluation.scheduled_count", "network.dropout", "diffusion.label_dropout"),
@@ -44,7 +44,7 @@ ZERO = {
 }
 # Numbers that may not be 0.
 NOT_ZERO = {
-    *("train.batch_size", "train.steps", "optimizer.eps", "checkpoint.keep"),
+    *("train.batch_size", "train.steps", "optimizer.eps", "checkpoint.keep", "ema.snapshots"),
     *("evaluation.count", "evaluation.manifold_count"),
     *("network.width", "network.blocks", "network.heads", "network.groups", "network.latent"),
     *("network.bottleneck", "network.generator.latent", "network.generator.width"),
@@ -84,7 +84,8 @@ FREE_TEXT = {
     *("evaluation.reference_split", "evaluation.statistics", "data.data_dir", "data.path"),
     *("evaluation.weights", "vae.perceptual.weights", "data.labels_from"),
 }
-MAY_BE_EMPTY = {"published", "network.attention", "gan.augment.policy"}
+MAY_BE_EMPTY = {"published", "network.attention", "gan.augment.policy", "ema.others"}
+FRACTIONS = {"ema.others"}  # tuples of numbers that need not be whole
 MAY_BE_NONE = {
     *("data.data_dir", "data.path", "data.in_memory", "data.labels_from", "data.splits_from"),
     *("data.channels", "evaluation.weights", "vae.perceptual.weights", "sampling.eta"),
@@ -116,7 +117,7 @@ def wrong_values(key, now):
             (NAN,),
             (-1,),
             (0,),
-            (2.5,),
+            *([] if key in FRACTIONS else [(2.5,)]),
             (None,),
             (True,),
         ]
@@ -271,6 +272,13 @@ def test_a_refusal_has_key_value_and_range(changes, words):
             "config.evaluations.fid.count is a whole number in [1, 2**31), not 0",
         ),
         ({"evaluations": {"fid": {"sampling": 3}}}, "evaluations.fid.sampling is a section"),
+        ({"evaluations": {"fid": {"ema": -1.0}}}, "config.evaluations.fid.ema is a number above 0"),
+        (
+            {"evaluations": {"fid": {"ema": 7.0}}, "ema.others": (5.0, 9.0)},
+            "evaluations.fid.ema: no average of half-life 7 is kept: there are 5, 9 beside",
+        ),
+        ({"ema.sigma_rels": (0.3,)}, "of a number in (0, 0.288], not (0.3,)"),
+        ({"ema.snapshots": 3}, "config.ema.snapshots is a whole number in [4, 2**31), not 3"),
         (
             {"evaluations": {"fid": {"sampling": {"temperature": -1.0}}}},
             "config.sampling.temperature is a number at least 0, not -1.0",

@@ -97,7 +97,7 @@ def test_a_warning_of_the_codes_is_said_once(tmp_path, state):
 def of_samples(rows):
     """Stands in for an evaluator's metrics of samples."""
 
-    def run(self, variables, *, seed, weights, real):
+    def run(self, variables, *, seed, weights, real, averages):
         assert (seed, weights, real) == (0, "EMA", False)
         return rows
 
