@@ -145,6 +145,7 @@ def digest(evaluator: evaluate.Evaluator) -> str:
     of_each = []
     for e in evaluator.planned:
         keys = ("reference_split", "statistics", "manifold_count") if e.draws else ()
+        keys += ("lpips", "lpips_weights") if e.metric == "reconstruction" else ()
         network = e.metric in DISTRIBUTION and evaluator.extractor(e).digest
         settings = {key: e.settings[key] for key in keys}
         of_each.append([e.name, e.metric, e.sampling, e.count, e.limit, settings, network])

@@ -12,6 +12,7 @@ setting replaces one of `config.evaluation`. What several evaluations need, samp
 feature networks, they share. On a schedule the same happens with fewer samples (`scheduled`).
 """
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -37,6 +38,7 @@ from aigc_jax.runs.evaluations import (
     Rebuild,
     check,
     compared_with,
+    open_lpips,
     open_network,
     shared_examples,
 )
@@ -187,7 +189,9 @@ class Evaluator:
         model, rows = self.model(variables), []
         for e in self.planned:
             if not e.draws:
-                found = evaluators.of_examples(e.metric, model, limit=e.limit, weights=weights)
+                lpips = open_lpips(e, self.family, self.data, self.extractors)
+                judged = dataclasses.replace(model, lpips=lpips)
+                found = evaluators.of_examples(e.metric, judged, limit=e.limit, weights=weights)
                 rows += [row._replace(evaluation=e.label) for row in found]
         return rows
 
