@@ -41,9 +41,7 @@ class VGG16(nn.Module):
                 x, number = nn.max_pool(x, (2, 2), (2, 2)), number + 1
             for width in widths:
                 name = f"features.{number}"
-                layer = nn.Conv(
-                    width, (3, 3), padding="VALID", precision=self.precision, name=name
-                )
+                layer = nn.Conv(width, (3, 3), padding="VALID", precision=self.precision, name=name)
                 x = nn.relu(layer(_padded(x)))
                 number += 2  # torchvision counts the rectifiers
             maps.append(x)
