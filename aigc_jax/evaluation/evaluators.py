@@ -164,8 +164,11 @@ EXAMPLES = {
     "likelihood": per_example.likelihood,
     "diagnosis": per_example.diagnosis,
     "reconstruction": per_example.reconstruction,
+    "translation": per_example.translation,
 }
 OF_CLASSES = ("inception_score", "modes")  # of DISTRIBUTION, those of what a network reads
+# What is taken in the space of a feature network.
+OF_NETWORK = (*DISTRIBUTION, "translation")
 # The metrics of their rows; those of DISTRIBUTION carry a feature network's name.
 METRICS = {
     "fid": ("fd",),

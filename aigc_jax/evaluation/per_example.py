@@ -13,6 +13,7 @@ import numpy as np
 from aigc_jax.evaluation.lpips import Lpips
 from aigc_jax.evaluation.metrics import image_quality
 from aigc_jax.evaluation.results import Row
+from aigc_jax.evaluation.translation import Translated, distances_of
 from aigc_jax.family import Batch
 
 
@@ -32,6 +33,8 @@ class ModelUnderTest:
       name: data set and split of these, such as "cifar10 test".
       are_images: whether PSNR and SSIM mean something for them.
       lpips: what LPIPS of reconstructions is taken in; None where it is not asked for.
+      translations: () -> {direction: features of translations and of real images}; None without.
+      network, reference: of these features; data set and split that translations should be like.
       key: of the randomness of these functions; batch i is given it with i folded in.
     """
 
@@ -45,6 +48,9 @@ class ModelUnderTest:
     are_images: bool
     key: jax.Array
     lpips: Lpips | None = None
+    translations: Callable[[], Mapping[str, Translated]] | None = None
+    network: str = ""
+    reference: str = ""
 
 
 class Mean(NamedTuple):
@@ -154,6 +160,13 @@ def reconstruction(model: ModelUnderTest, limit: int) -> list[Row]:
     if model.lpips and not lpips:
         kept.append(Row(model.lpips.metric, math.nan, 0, note=model.lpips.note))
     return kept
+
+
+def translation(model: ModelUnderTest, limit: int) -> list[Row]:
+    """How far translations of all held-out images are from real images of the other domain."""
+    if model.translations is None:
+        return []
+    return distances_of(model.translations(), model.network, model.reference)
 
 
 def qualities(images: jax.Array, others: jax.Array) -> dict[str, jax.Array]:

@@ -12,7 +12,6 @@ setting replaces one of `config.evaluation`. What several evaluations need, samp
 feature networks, they share. On a schedule the same happens with fewer samples (`scheduled`).
 """
 
-import dataclasses
 import json
 import math
 import pathlib
@@ -38,12 +37,12 @@ from aigc_jax.runs.evaluations import (
     Rebuild,
     check,
     compared_with,
-    open_lpips,
     open_network,
     shared_examples,
 )
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractor, FeatureExtractors, real_split
+from aigc_jax.runs.networks import with_networks
 from aigc_jax.sampling.driver import Driver, draw
 
 T = TypeVar("T")
@@ -120,7 +119,7 @@ class Evaluator:
     @property
     def networks(self) -> tuple[str, ...]:
         """Names of the feature networks that the evaluations use."""
-        found = (e for e in self.planned if e.metric in evaluators.DISTRIBUTION)
+        found = (e for e in self.planned if e.metric in evaluators.OF_NETWORK)
         return tuple(dict.fromkeys(e.settings["network"] for e in found))
 
     def sampled_as(self, sampling: Mapping[str, Any]) -> str:
@@ -189,8 +188,8 @@ class Evaluator:
         model, rows = self.model(variables), []
         for e in self.planned:
             if not e.draws:
-                lpips = open_lpips(e, self.family, self.data, self.extractors)
-                judged = dataclasses.replace(model, lpips=lpips)
+                given = (e, self.family, variables, self.data, self.extractors)
+                judged = with_networks(model, *given)
                 found = evaluators.of_examples(e.metric, judged, limit=e.limit, weights=weights)
                 rows += [row._replace(evaluation=e.label) for row in found]
         return rows

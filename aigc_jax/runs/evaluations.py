@@ -78,6 +78,11 @@ class Evaluation(NamedTuple):
         return self.metric in evaluators.OF_SAMPLES
 
     @property
+    def compares(self) -> bool:
+        """Whether it compares what the model makes with a split of real data."""
+        return self.draws or self.metric == "translation"
+
+    @property
     def to_statistics(self) -> bool:
         """Whether samples are compared with statistics in a file, and not with a split."""
         return self.metric == "fid" and bool(self.settings["statistics"])
@@ -150,8 +155,8 @@ def scheduled(planned: Sequence[Evaluation], settings: Mapping[str, Any]) -> tup
 
 
 def splits(planned: Iterable[Evaluation]) -> tuple[str, ...]:
-    """The splits that samples are compared with; held-out data are the run's own test split."""
-    return tuple(dict.fromkeys(e.settings["reference_split"] for e in planned if e.draws))
+    """The splits that what a model makes is compared with; held out is the run's own test split."""
+    return tuple(dict.fromkeys(e.settings["reference_split"] for e in planned if e.compares))
 
 
 def scheduled_names(
@@ -215,9 +220,9 @@ def check(
       classes: what it lacks, in words}.
 
     Raises:
-      ValueError: samples asked of a family without, metrics of another kind of data, fewer than two
-        samples, a sampler that cannot be built, a feature network of other images, statistics of
-        another network; not one evaluation that has what it needs.
+      ValueError: samples or translations asked of a family without, metrics of another kind of
+        data, fewer than two samples, a sampler that cannot be built, a feature network of other
+        images, statistics of another network; not one evaluation that has what it needs.
       FileNotFoundError: weights or statistics that are not there.
     """
     planned = tuple(planned)
@@ -239,6 +244,9 @@ def check(
                 _check_statistics(e.settings["statistics"], network, data.spec.shape)
     for e in planned:
         open_lpips(e, family, data, extractors)
+        if e.metric == "translation":
+            _check_translation(e, family, data)
+            open_network(e, data, extractors)
     return _lacking(planned, data)
 
 
@@ -303,6 +311,14 @@ def _check_kind(evaluation: Evaluation, data: RealData) -> None:
             f"evaluator {evaluation.name!r} judges images in the space of a feature network, and "
             f"{data.name!r} holds {kind}: ask for {', '.join(evaluators.POINTS)}"
         )
+
+
+def _check_translation(e: Evaluation, family: Family, data: RealData) -> None:
+    """Raises ValueError where a family does not translate, or data have no such split."""
+    if family.translate is None:
+        raise SettingError(f"this family does not translate images: do not ask for {e.name}")
+    split = f"evaluation.reference_split of {e.name}"
+    one_of(split, e.settings["reference_split"], data.dataset.sources)
 
 
 def open_network(

@@ -38,6 +38,7 @@ SMOKE = {
     "evaluation.examples": 32,
     "evaluation.count": 32,
     "evaluation.likelihood_count": 32,
+    "evaluation.lpips": "",
     "evaluation.at_end": False,
     "evaluation.scheduled_count": 0,
 }
