@@ -14,7 +14,7 @@ from aigc_jax import files
 from aigc_jax.commands import common, report
 from aigc_jax.errors import SettingError
 from aigc_jax.evaluation import results
-from aigc_jax.evaluation.evaluators import DISTRIBUTION
+from aigc_jax.evaluation.evaluators import OF_NETWORK
 from aigc_jax.family import Family, Variables
 from aigc_jax.runs import evaluate
 from aigc_jax.runs import folder as folders
@@ -178,7 +178,9 @@ def digest(evaluator: evaluate.Evaluator, *more: Any) -> str:
     of_each = []
     for e in evaluator.planned:
         keys = ("reference_split", "statistics", "manifold_count") if e.draws else ()
-        network = e.metric in DISTRIBUTION and evaluator.extractor(e).digest
+        keys += ("lpips", "lpips_weights") if e.metric == "reconstruction" else ()
+        keys += ("reference_split",) if e.metric == "translation" else ()
+        network = e.metric in OF_NETWORK and evaluator.extractor(e).digest
         settings = {key: e.settings[key] for key in keys}
         own = [e.name, e.metric, e.sampling, e.count, e.limit, settings, network]
         of_each.append(own + [e.ema] * (e.ema is not None))

@@ -31,6 +31,7 @@ from aigc_jax.runs import examples, pictures
 from aigc_jax.runs.evaluations import Evaluation, Rebuild, check, open_network
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractor, FeatureExtractors
+from aigc_jax.runs.networks import with_networks
 from aigc_jax.runs.sample_evaluations import SampleEvaluations
 from aigc_jax.sampling.driver import Driver
 
@@ -107,7 +108,7 @@ class Evaluator:
     @property
     def networks(self) -> tuple[str, ...]:
         """Names of the feature networks that the evaluations use."""
-        found = (e for e in self.planned if e.metric in evaluators.DISTRIBUTION)
+        found = (e for e in self.planned if e.metric in evaluators.OF_NETWORK)
         return tuple(dict.fromkeys(e.settings["network"] for e in found))
 
     def sampled_as(self, sampling: Mapping[str, Any]) -> str:
@@ -192,7 +193,8 @@ class Evaluator:
         for planned, own, words in self._models(False, variables, weights, averages):
             model = self.model(own)
             for e in planned:
-                found = evaluators.of_examples(e.metric, model, limit=e.limit, weights=words)
+                judged = with_networks(model, e, self.family, own, self.data, self.extractors)
+                found = evaluators.of_examples(e.metric, judged, limit=e.limit, weights=words)
                 rows += [row._replace(evaluation=e.label) for row in found]
         return rows
 

@@ -53,6 +53,7 @@ SMOKE = {
     "evaluation.examples": 32,
     "evaluation.count": 32,
     "evaluation.likelihood_count": 32,
+    "evaluation.lpips": "",
     "evaluation.at_end": False,
     "evaluation.scheduled_count": 0,
 }
@@ -119,10 +120,20 @@ def base() -> ConfigDict:
     )
     config.checkpoint = ConfigDict({"every": 1000, "keep": 2, "best": "", "best_mode": "min"})
     config.evaluations = ConfigDict(EVALUATIONS)
-    config.evaluation = ConfigDict(
+    config.evaluation = _evaluation(config)
+    config.published = ()  # rows (metric, value, source)
+    return config
+
+
+def _evaluation(config: ConfigDict) -> ConfigDict:
+    """How all evaluations are done that say nothing else."""
+    return ConfigDict(
         {
-            "network": "inception",  # of the features: or resnet56, lenet, stacked_lenet, digits
+            # Of the features; or resnet56, lenet, stacked_lenet, digits, vgg16, alexnet.
+            "network": "inception",
             "weights": placeholder(str),  # its file; None: looked for in $AIGC_WEIGHTS
+            "lpips": "auto",  # of reconstructions, by alexnet where it is found; or vgg16; "": none
+            "lpips_weights": placeholder(str),  # its file; None: looked for too
             "count": 50_000,  # samples
             # What samples are compared with: all of the images that the model is trained on.
             "reference_split": config.data.get_oneway_ref("train_split"),
@@ -135,8 +146,6 @@ def base() -> ConfigDict:
             "scheduled_count": 0,  # samples; 0: no metrics of samples
         }
     )
-    config.published = ()  # rows (metric, value, source)
-    return config
 
 
 def test_metric(config: ConfigDict, name: str) -> FieldReference:

@@ -83,12 +83,14 @@ FREE_TEXT = {
     *("init_from", "data.name", "data.train_split", "data.test_split"),
     *("evaluation.reference_split", "evaluation.statistics", "data.data_dir", "data.path"),
     *("evaluation.weights", "vae.perceptual.weights", "data.labels_from"),
+    "evaluation.lpips_weights",
 }
 MAY_BE_EMPTY = {"published", "network.attention", "gan.augment.policy", "ema.others"}
 FRACTIONS = {"ema.others"}  # tuples of numbers that need not be whole
 MAY_BE_NONE = {
     *("data.data_dir", "data.path", "data.in_memory", "data.labels_from", "data.splits_from"),
     *("data.channels", "evaluation.weights", "vae.perceptual.weights", "sampling.eta"),
+    "evaluation.lpips_weights",
 }
 NAN, INFINITY = math.nan, math.inf
 NOT_FINITE = (NAN, INFINITY, -INFINITY)
