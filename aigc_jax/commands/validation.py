@@ -10,6 +10,7 @@ from aigc_jax.errors import SettingError
 from aigc_jax.family import DataSpec, Family
 from aigc_jax.runs import observer
 from aigc_jax.runs.evaluations import (
+    check_density,
     check_draws,
     check_sampling,
     plan,
@@ -125,6 +126,7 @@ def validate(config: Mapping[str, Any], spec: DataSpec) -> Family:
     common.recipe_of(config, family, spec)
     check_lengths(config)
     check_draws(family, [e.name for e in planned if e.draws])
+    check_density(family, planned)
     check_sampling(planned, config["sampling"], common.rebuilder(config, spec))
     on_schedule, test_split = scheduled(planned, config["evaluation"]), config["data"]["test_split"]
     names = scheduled_names(on_schedule, family, spec, test_split)

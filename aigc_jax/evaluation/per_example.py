@@ -30,6 +30,7 @@ class ModelUnderTest:
       name: data set and split of these, such as "cifar10 test".
       are_images: whether PSNR and SSIM mean something for them.
       key: of the randomness of these functions; batch i is given it with i folded in.
+      density: (batch, key) -> {name: [B]}, as `Family.density`; None without.
     """
 
     evaluate: Callable
@@ -41,6 +42,7 @@ class ModelUnderTest:
     name: str
     are_images: bool
     key: jax.Array
+    density: Callable | None = None
 
 
 class Mean(NamedTuple):
@@ -102,6 +104,13 @@ def likelihood(model: ModelUnderTest, limit: int) -> list[Row]:
     if model.bound is None:
         return []
     return _rows(model, means(model.bound, model.examples(limit), model.key))
+
+
+def exact_likelihood(model: ModelUnderTest, limit: int) -> list[Row]:
+    """Exact likelihoods by an ODE, and how often it called the network."""
+    if model.density is None:
+        return []
+    return _rows(model, means(model.density, model.examples(limit), model.key))
 
 
 def diagnosis(model: ModelUnderTest, limit: int) -> list[Row]:

@@ -144,8 +144,8 @@ class Evaluator:
         """The feature network of an evaluation, which is open already."""
         return open_network(e, self.data, self.extractors)
 
-    def model(self, variables: Variables) -> ModelUnderTest:
-        """What evaluators of examples see of a model."""
+    def model(self, variables: Variables, **of_density: Any) -> ModelUnderTest:
+        """What evaluators of examples see of a model; `of_density` are settings of its density."""
         family, codec = self.family, self.family.codec
         return ModelUnderTest(
             evaluate=partial(self._evaluate, variables),
@@ -157,6 +157,7 @@ class Evaluator:
             name=f"{self.data.name} {self.data.test_split}",
             are_images=modalities.of(self.data.spec.kind).judged_in_features,
             key=streams.evaluation(self.seed),
+            density=family.density and partial(family.density, variables, **of_density),
         )
 
     def run(self, variables: Variables, *, seed: int, weights: str, real: bool = True) -> Result:
@@ -184,9 +185,11 @@ class Evaluator:
 
     def of_examples(self, variables: Variables, *, weights: str) -> list[results.Row]:
         """Rows of the evaluations of held-out examples."""
-        model, rows = self.model(variables), []
+        rows = []
         for e in self.planned:
             if not e.draws:
+                of_density = {key: e.settings[key] for key in ("probes", "tolerance")}
+                model = self.model(variables, **of_density)
                 found = evaluators.of_examples(e.metric, model, limit=e.limit, weights=weights)
                 rows += [row._replace(evaluation=e.label) for row in found]
         return rows

@@ -60,6 +60,7 @@ def ddpm() -> ConfigDict:
             "pairing": "independent",  # of examples and noise
             "variance": "fixed",
             "bound_weight": 0.001,  # of variance "learned"
+            "ends": "fixed",  # of the process; "learned" by the bound: "log_snr" alone
             "conditional": False,
             "label_dropout": 0.1,  # of conditional models
         }

@@ -29,6 +29,7 @@ ZERO = {
     *("optimizer.skip_above", "ema.half_life", "ema.ramp"),
     *("log.every", "log.eval_every", "log.sample_every", "log.first_sample", "log.samples"),
     *("checkpoint.every", "evaluation.likelihood_count", "evaluation.examples"),
+    "evaluation.probes",
     *("evaluation.scheduled_count", "network.dropout", "diffusion.label_dropout"),
     *("sampling.steps", "sampling.eta", "sampling.guidance", "sampling.truncation"),
     *("sampling.temperature", "vae.kl.beta", "vae.kl.free_bits", "vae.kl.gamma"),
@@ -42,7 +43,7 @@ ZERO = {
 # Numbers that may not be 0.
 NOT_ZERO = {
     *("train.batch_size", "train.steps", "optimizer.eps", "checkpoint.keep"),
-    *("evaluation.count", "evaluation.manifold_count"),
+    *("evaluation.count", "evaluation.manifold_count", "evaluation.tolerance"),
     *("network.width", "network.blocks", "network.heads", "network.groups", "network.latent"),
     *("network.bottleneck", "network.generator.latent", "network.generator.width"),
     *("network.generator.blocks", "network.generator.embed", "network.generator.expansion"),

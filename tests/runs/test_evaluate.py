@@ -23,7 +23,8 @@ from aigc_jax.runs.pictures import NEAREST
 from aigc_jax.training import sharding
 from configs import ddpm_digits
 
-EVERYTHING = {name: {} for name in evaluators.NAMES if name != "mixture"}
+OTHERS = ("mixture", "exact_likelihood")  # of points; to a solver's tolerance (tests/diffusion)
+EVERYTHING = {name: {} for name in evaluators.NAMES if name not in OTHERS}
 
 
 @pytest.fixture(scope="module")
@@ -337,3 +338,24 @@ def test_a_nearest_picture_has_the_copy_above_its_original(extractors):
     top, middle, bottom = (sheet[2 + i * 66 : 66 + i * 66] for i in range(3))
     np.testing.assert_array_equal(top, middle)
     assert (bottom != top).any()
+
+
+def test_an_exact_likelihood_is_computed_as_its_evaluation_says(extractors):
+    seen = []
+
+    def density(variables, batch, key, *, probes, tolerance):
+        seen.append((probes, tolerance))
+        return {"bits_per_dim_ode": batch["x"].mean((1, 2, 3))}
+
+    family = Sampler().family()._replace(density=density)
+    given = {
+        "exact_likelihood": {"likelihood_count": 40},
+        "finer": {"metric": "exact_likelihood", "probes": 0, "tolerance": 1e-7},
+    }
+    made = evaluator(extractors, family, given, probes=3)
+    rows = made.run(NOTHING, seed=0, weights="EMA").rows
+    assert [(row.key, row.n) for row in rows] == [
+        ("bits_per_dim_ode", 40),
+        ("finer/bits_per_dim_ode", 80),
+    ]
+    assert list(dict.fromkeys(seen)) == [(3, 1e-5), (0, 1e-7)]
