@@ -46,7 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.diffusion.ends = "learned"
     config.diffusion.weighting.name = "likelihood"
     config.diffusion.times.stratified = True
-    config.sampling.steps = 1000
+    config.sampling.update({"spacing": "", "steps": 1000})
     config.train.steps = 10_000_000
     config.optimizer.update(
         {"name": "adamw", "learning_rate": 2e-4, "warmup": 100, "b2": 0.99, "weight_decay": 0.01}

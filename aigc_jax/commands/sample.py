@@ -153,7 +153,7 @@ def run(
         print(*figures.save(shown, folder, name).values(), sep="\n", flush=True)
     if frames:
         save_frames(strips, modality, frames_path(folder / name, frames, gif))
-    print(f"{count} samples of {model.named}: {path}", flush=True)
+    print(f"{count} samples of {model.named}: {path}{calls_word(model)}", flush=True)
     return path
 
 
@@ -165,6 +165,12 @@ def check_arguments(count: int, frames: int, gif: bool, save: str) -> None:
         raise SettingError(f"save is 'png', 'npz' or nothing, not {save!r}")
     if frames < 0 or (gif and not frames):
         raise SettingError(f"an animation needs a number of frames, such as 20, not {frames}")
+
+
+def calls_word(model: models.Model) -> str:
+    """How often each sample asked the network, in words; "" where nobody counts."""
+    calls = model.family.drawing.calls
+    return f" ({calls} network calls a sample)" if calls else ""
 
 
 def labels_word(labels: Sequence[int] | None) -> list[str]:

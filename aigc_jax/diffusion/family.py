@@ -32,6 +32,8 @@ NETWORKS = {
 }
 VARIANCES = ("fixed", "learned")
 ENDS = ("fixed", "learned")
+# What else of `config.sampling` is a field of Diffusion, where it is given.
+OF_SAMPLES = ("dynamic_threshold", "guidance_rescale", "guidance_low", "guidance_high")
 
 
 def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
@@ -52,8 +54,9 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     channels = spec.shape[-1] * (2 if settings["variance"] == "learned" else 1)
     made = network(config["network"], spec, channels, spec.classes if conditional else 0)
     of_sampling = kinds(solvers.build, given=("process", "settings"))
-    of_sampling |= kinds(Diffusion, only=("clip", "dynamic_threshold", "guidance"))
-    sampling = section("sampling", config["sampling"], of_sampling, kinds(solvers.Settings))
+    of_sampling |= kinds(Diffusion, only=("clip", "guidance"))
+    optional = kinds(solvers.Settings) | kinds(Diffusion, only=OF_SAMPLES)
+    sampling = section("sampling", config["sampling"], of_sampling, optional)
     of_bytes = modalities.of(spec.kind).bounded
     made = diffusion(made, spec.shape, **settings, sampling=sampling, of_bytes=of_bytes)
     return made.family()
@@ -106,8 +109,8 @@ def diffusion(
       variance: "learned" gives the network twice the channels, half of which say where each
         step's variance lies (Nichol & Dhariwal 2021, arXiv:2102.09672).
       ends: "learned" is a `VDM`: trained by its bound, whose ends it learns.
-      sampling: `clip`, `dynamic_threshold` and `guidance` (see `Diffusion`), and what
-        `solvers.build` takes; the bound is that of steps with this `variance` too.
+      sampling: `clip`, `guidance` and `OF_SAMPLES` (see `Diffusion`), and what `solvers.build`
+        takes; the bound is that of steps with this `variance` too.
 
     Raises:
       ValueError: a setting that does not exist, or that others rule out.
@@ -121,8 +124,7 @@ def diffusion(
             f"process {process['name']!r}, where x_t is noise alone: predict v, x0 or velocity"
         )
     sampling = dict(sampling)
-    shown = {key: sampling.pop(key) for key in ("clip", "guidance")}
-    shown["dynamic_threshold"] = sampling.pop("dynamic_threshold", 0.0)
+    shown = {k: sampling.pop(k) for k in ("clip", "guidance", *OF_SAMPLES) if k in sampling}
     learned = variance == "learned"
     step_variance = sampling.get("variance", solvers.Settings().variance)
     if learned != (step_variance == "learned"):

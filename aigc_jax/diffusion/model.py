@@ -11,7 +11,7 @@ import numpy as np
 
 from aigc_jax.checks import NonNegative, Probability
 from aigc_jax.diffusion import objectives
-from aigc_jax.diffusion.guidance import classifier_free
+from aigc_jax.diffusion.guidance import Denoise, classifier_free, holds, within
 from aigc_jax.diffusion.likelihood import Term
 from aigc_jax.diffusion.model_likelihood import ModelLikelihood, ratios
 from aigc_jax.diffusion.precondition import Prediction
@@ -60,7 +60,9 @@ class Diffusion:
       of_bytes: whether examples are bytes in [-1, 1], and likelihoods those of bytes; else examples
         have a density.
       label_dropout: share of training labels replaced by "none", for classifier-free guidance.
-      guidance: weight of classifier-free guidance of samples; 1 is none.
+      guidance: weight of classifier-free guidance of samples; 1 is none. `guidance_rescale` is its
+        share of the way back to an estimate's own standard deviation, and `guidance_low` and
+        `guidance_high` (0: no bound) are the sigma / alpha between which samples are guided.
       clip: whether estimates of x_0 are clipped to [-1, 1].
       dynamic_threshold: the share of an example's values within the range that its estimates are
         clipped to, and scaled back from (Saharia et al. 2022, arXiv:2205.11487, section 2.3), such
@@ -81,10 +83,18 @@ class Diffusion:
     of_bytes: bool = True
     label_dropout: float = 0.0
     guidance: NonNegative = 1.0
+    guidance_rescale: Probability = 0.0
+    guidance_low: NonNegative = 0.0
+    guidance_high: NonNegative = 0.0
     clip: bool = True
     dynamic_threshold: Probability = 0.0
 
     def __post_init__(self) -> None:
+        if self.guidance_high and not self.guidance_low < self.guidance_high:
+            raise SettingError(
+                f"sampling.guidance_low={self.guidance_low} must lie below "
+                f"sampling.guidance_high={self.guidance_high}, or that be 0, for no bound"
+            )
         if self.guidance != 1.0 and not self.classes:
             raise SettingError("sampling.guidance other than 1 needs diffusion.conditional=True")
         if self.guidance != 1.0 and not self.label_dropout:
@@ -110,6 +120,7 @@ class Diffusion:
                 finish=self.finish,
                 step=self.step,
                 steps=self.solver.calls,
+                calls=self.calls,
                 conditions={"label": Field("label", (), self.classes)} if self.classes else {},
             ),
             views=Views(reconstruct=self.reconstruct),
@@ -239,11 +250,28 @@ class Diffusion:
         def plain(x: jax.Array, level: Level, label: jax.Array | None) -> Estimate:
             return self.estimate(self.predict(variables.params, x, level, label), x, level)
 
-        guided = classifier_free(plain, self.guidance, none=self.classes)
+        guided = self.guided(plain)
         label = cond.get("label") if self.classes else None
         every = Level(*(jnp.full((len(x),), a) for a in level))
         estimate = guided(x, every, label)
         return estimate._replace(x0=self.threshold(estimate.x0))
+
+    def guided(self, denoise: Denoise) -> Denoise:
+        """Estimates of x_0 as samples take them, of those of the network alone."""
+        guided = classifier_free(
+            denoise, self.guidance, none=self.classes, rescale=self.guidance_rescale
+        )
+        if guided is denoise or not (self.guidance_low or self.guidance_high):
+            return guided
+        return within(guided, denoise, self.guidance_low, self.guidance_high or np.inf)
+
+    @property
+    def calls(self) -> int:
+        """How often the network is asked about a sample, twice where it is guided."""
+        if self.guidance == 1.0:
+            return self.solver.calls
+        low, high = self.guidance_low, self.guidance_high or np.inf
+        return self.solver.calls + int(np.sum(holds(self.solver.table["at"], low, high)))
 
     def start(self, variables: Variables, keys: jax.Array, cond: Cond) -> dict[str, Any]:
         """What the steps carry: noise, and the keys of each step's noise."""

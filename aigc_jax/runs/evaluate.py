@@ -45,8 +45,6 @@ from aigc_jax.runs.extractors import FeatureExtractor, FeatureExtractors, real_s
 from aigc_jax.sampling.driver import Driver, draw
 
 T = TypeVar("T")
-# Settings of sampling that a row states, and where each of them changes nothing.
-NEUTRAL = {"guidance": 1.0, "truncation": 0.0, "temperature": 1.0, "eta": 0.0}
 
 
 class Result(NamedTuple):
@@ -215,7 +213,8 @@ class _Session:
         rows = []
         for e in self._planned:
             sampling = {**self._of.sampling, **e.sampling}
-            stated = protocol(sampling, weights=weights, seed=self._seed)
+            calls = self._of.family_of(e.sampling).drawing.calls
+            stated = results.protocol(sampling, calls=calls, weights=weights, seed=self._seed)
             try:
                 found = evaluators.of_samples(e.metric, self._comparison(e), real=real, **stated)
             except SettingError as error:
@@ -367,20 +366,6 @@ def _statistics(path: str) -> tuple[np.ndarray, np.ndarray, str] | None:
     if not path:
         return None
     return *features.load_statistics(path), pathlib.Path(path).name
-
-
-def protocol(sampling: Mapping[str, Any], *, weights: str, seed: int) -> dict[str, Any]:
-    """What every row states: how samples are drawn, with which parameters, from which seed."""
-    words = [sampling.get("sampler", sampling.get("prior", ""))]
-    for name, neutral in NEUTRAL.items():
-        if sampling.get(name, neutral) != neutral:
-            words.append(f"{name} {sampling[name]}")
-    return {
-        "sampler": " ".join(filter(None, words)),
-        "steps": sampling.get("steps"),
-        "weights": weights,
-        "seed": seed,
-    }
 
 
 def write(

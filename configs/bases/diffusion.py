@@ -74,7 +74,10 @@ def ddpm() -> ConfigDict:
             "eta": 0.0,  # of sampler "ddim"
             "clip": True,
             "dynamic_threshold": 0.0,
-            "guidance": 1.0,
+            "guidance": 1.0,  # weight of classifier-free guidance; 1: none
+            "guidance_rescale": 0.0,
+            "guidance_low": 0.0,  # sigma / alpha from which samples are guided
+            "guidance_high": 0.0,  # and to which; 0: without end
         }
     )
     config.train.steps = 800_000

@@ -39,6 +39,7 @@ ZERO = {
     *("gan.augment.target", "gan.classifier.weight", "gan.classifier.weight_generator"),
     *("cyclegan.adversarial", "cyclegan.cycle_a", "cyclegan.cycle_b", "cyclegan.identity"),
     *("cyclegan.pool", "diffusion.bound_weight", "sampling.dynamic_threshold"),
+    *("sampling.guidance_rescale", "sampling.guidance_low", "sampling.guidance_high"),
 }
 # Numbers that may not be 0.
 NOT_ZERO = {
@@ -62,7 +63,11 @@ ABOVE = {
     **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.b2_end", "optimizer.momentum"), 1),
     **dict.fromkeys(("network.dropout", "diffusion.label_dropout", "vae.codebook.decay"), 1.0),
     **dict.fromkeys(("diffusion.process.beta_min", "diffusion.process.beta_max"), 1.0),
-    **{"gan.augment.target": 1.0, "sampling.dynamic_threshold": 1.01},
+    **{
+        "gan.augment.target": 1.0,
+        "sampling.dynamic_threshold": 1.01,
+        "sampling.guidance_rescale": 1.01,
+    },
     **dict.fromkeys(("gan.augment.probability", "gan.augment.probability_end"), 1.01),
     **{"network.bottleneck": 1.01, "sampling.eta": 1.01, "augment.rotation": 181.0},
     **dict.fromkeys(("data.image_size", "data.crop"), 16_385),

@@ -15,7 +15,7 @@ from samplers import DATA, NOTHING, Sampler, by_metric, evaluator
 
 from aigc_jax import build
 from aigc_jax.data import datasets
-from aigc_jax.evaluation import evaluators
+from aigc_jax.evaluation import evaluators, results
 from aigc_jax.family import Codec, Drawing, Variables, Views
 from aigc_jax.runs import evaluate
 from aigc_jax.runs.extractors import FeatureExtractor, FeatureExtractors
@@ -93,10 +93,11 @@ def test_rows_state_the_protocol_they_were_measured_by(extractors):
     loss = rows["loss"]
     assert (loss.reference, loss.weights, loss.seed) == ("digits test", "raw", None)
     assert (loss.n, loss.sampler) == (296, "")
-    stated = partial(evaluate.protocol, weights="EMA", seed=1)
+    stated = partial(results.protocol, calls=0, weights="EMA", seed=1)
     assert stated({"prior": "normal", "temperature": 1.0, "eta": 0.0}) == {
         "sampler": "normal",
         "steps": None,
+        "calls": None,
         "weights": "EMA",
         "seed": 1,
     }
