@@ -110,8 +110,7 @@ def terms(process: Discrete, variance: str, of_bytes: bool = True) -> Term:
     )
     # Of a process with one time there is no step 1 to borrow from.
     small[0] = small[1] if process.total > 1 else process.sigmas[0]
-    if variance != "learned":
-        large[0] = small[0]
+    large[0] = process.sigmas[0] if variance == "learned" else small[0]
     logvar_small, logvar_large = 2 * np.log(small), 2 * np.log(large)
 
     def term(x0: jax.Array, estimate: Estimate, index: jax.Array) -> jax.Array:
