@@ -58,6 +58,8 @@ NOT_ZERO = {
     *("vae.codebook.size", "vae.codebook.commitment", "gan.critics", "gan.generator_batch"),
     *("gan.penalty.weight", "gan.penalty.every", "gan.augment.images"),
 }
+# Numbers of any sign.
+ANY_SIGN = {"diffusion.process.gamma_min", "diffusion.process.gamma_max"}
 # Too much for numbers that have a bound above, of their own or another key's.
 ABOVE = {
     **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.b2_end", "optimizer.momentum"), 1),
@@ -95,6 +97,8 @@ def wrong_values(key, now):
         return [*values, "yes", "True", 1, 0, 2.5, NAN, ()]
     if key == "data.channels":
         return [*values, 2, 0, -1, 4, 2.5, NAN, "3", "nonsense", True, ()]
+    if key in ANY_SIGN:
+        return [*values, *NOT_FINITE, "1", "nonsense", True, (), (1,)]
     if isinstance(now, int | float):
         assert (key in ZERO) != (key in NOT_ZERO), f"say in this test whether {key} may be 0"
         values += [*NOT_FINITE, -1, -1e-6, "1", "nonsense", True, (), (1,)]
@@ -200,7 +204,9 @@ def test_every_key_of_every_config_refuses_what_it_cannot_be():
         wrong += filter(None, (refusal(key, value, config, spec) for value in values))
     assert not wrong, "\n".join(wrong)
     assert tried > 2000
-    assert seen >= (ZERO | NOT_ZERO | set(ABOVE) | FREE_TEXT | MAY_BE_EMPTY | MAY_BE_NONE)
+    assert seen >= (
+        ZERO | NOT_ZERO | ANY_SIGN | set(ABOVE) | FREE_TEXT | MAY_BE_EMPTY | MAY_BE_NONE
+    )
 
 
 def check_told(changes, words, base="vae_digits"):
