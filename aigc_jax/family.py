@@ -214,6 +214,9 @@ class Family(NamedTuple):
         where it takes those of the data's shape alone.
       bound: (variables, batch, key) -> {name: [B]}, like `evaluate`, but too expensive for a
         schedule: a whole likelihood bound, an importance-weighted one. Compiles what it needs.
+      density: (variables, batch, key, *, probes, tolerance) -> {name: [B]}: exact -log p of each
+        example by an ODE, its divergence from that many random probes, 0 for all dimensions. None
+        where a family has no such thing. Compiles what it needs.
     """
 
     init: Callable
@@ -228,4 +231,5 @@ class Family(NamedTuple):
     translate: Callable | None = None
     views: Views | None = None
     bound: Callable | None = None
+    density: Callable | None = None
     stride: int = 0
