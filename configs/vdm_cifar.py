@@ -21,9 +21,8 @@ VARIANTS = {
     "smoke": {k: v for k, v in diffusion.SMOKE.items() if k != "diffusion.process.timesteps"}
     | {"network.multipliers": (1,)},
     "exact": {
-        "evaluations": {
-            "exact_likelihood": {"likelihood_count": 1024},
-        }
+        "evaluations": {"exact_likelihood": {}, "likelihood": {}},
+        "evaluation.likelihood_count": 1024,
     },
 }
 

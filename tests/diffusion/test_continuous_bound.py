@@ -91,7 +91,6 @@ def test_the_bound_of_gaussian_bytes_lies_above_their_entropy():
     found = bound(made, np.broadcast_to(x[:, None, None, None], (256, 4, 4, 1)))
     assert "neg_elbo" not in found
     bits = np.sum(p * found["bits_per_dim"])
-    print(bits, found["bits_reconstruction"])
     assert 7.7628 < bits < 7.9
     # All of a byte's own bits are in the noise between its neighbours: nothing is left at the end.
     assert 0 < np.sum(p * found["bits_reconstruction"]) < 0.1
