@@ -29,7 +29,6 @@ ZERO = {
     *("optimizer.skip_above", "ema.half_life", "ema.ramp", "ema.snapshot_every"),
     *("log.every", "log.eval_every", "log.sample_every", "log.first_sample", "log.samples"),
     *("checkpoint.every", "evaluation.likelihood_count", "evaluation.examples"),
-    "evaluations.exact_likelihood.likelihood_count",
     "evaluation.probes",
     *("evaluation.scheduled_count", "network.dropout", "diffusion.label_dropout"),
     *("sampling.steps", "sampling.eta", "sampling.guidance", "sampling.truncation"),
