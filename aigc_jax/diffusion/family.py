@@ -14,7 +14,15 @@ from aigc_jax.checks import (
     one_of,
     section,
 )
-from aigc_jax.diffusion import likelihood, objectives, precondition, process, solvers, times
+from aigc_jax.diffusion import (
+    editing,
+    likelihood,
+    objectives,
+    precondition,
+    process,
+    solvers,
+    times,
+)
 from aigc_jax.diffusion.model import Diffusion
 from aigc_jax.errors import SettingError
 from aigc_jax.family import DataSpec, Family
@@ -46,7 +54,8 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     of_sampling = kinds(solvers.build, given=("process", "settings"))
     of_sampling |= kinds(Diffusion, only=("clip", "dynamic_threshold", "guidance"))
     sampling = section("sampling", config["sampling"], of_sampling, kinds(solvers.Settings))
-    return diffusion(made, spec.shape, **settings, sampling=sampling).family()
+    model = diffusion(made, spec.shape, **settings, sampling=sampling)
+    return model.family()._replace(edits=editing.edits(model) if spec.kind == "image" else {})
 
 
 def network(settings: Mapping[str, Any], spec: DataSpec, channels: int, classes: int) -> Any:

@@ -4,6 +4,7 @@ A new solver is a file beside this one and a row of `SOLVERS`; a setting that on
 more field of `Settings`.
 """
 
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 from aigc_jax.checks import OneOf, Probability, Whole, one_of
@@ -56,4 +57,6 @@ def build(
 def on(process: Process, levels: Level, *, sampler: str, **settings: Any) -> Solver:
     """A solver by name over levels [S + 1] at hand, noisiest first."""
     one_of("sampling.sampler", sampler, SOLVERS)
-    return SOLVERS[sampler](process, levels, Settings(**settings))
+    made = SOLVERS[sampler](process, levels, Settings(**settings))
+    again = partial(on, process, sampler=sampler, **settings)
+    return made._replace(grid=levels, over=again)
