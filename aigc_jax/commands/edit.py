@@ -55,6 +55,7 @@ RUNS = {"invert": ("invert", "reconstruct"), "interpolate": ("invert", "interpol
 # {edit: (its setting, the value where none is given)}
 SETTINGS = {"vary": ("strength", 0.5), "inpaint": ("resample", 10), "upscale": ("factor", 2)}
 UNSET = {"seed": 0, "frames": 0, "resize": False, "gif": False}  # defaults of flags, else None
+MOST = {"gif": 64, "strip": 10}  # images of which frames are shown
 BETWEEN = 8  # images from one to the next
 
 
@@ -100,9 +101,9 @@ def run(
 ) -> pathlib.Path:
     """Edits every image of a file, folder or .zip, each to a PNG of its own name and size.
 
-    "vary" makes images like each, "inpaint" paints anew where a mask is white, "upscale" makes large
-    images of small ones, "invert" finds the noise that each comes of and goes back from there, and
-    "interpolate" goes from each image to the next.
+    "vary" makes images like each, "inpaint" paints anew where a mask is white, "upscale" makes
+    large images of small ones, "invert" finds the noise that each comes of and goes back from
+    there, and "interpolate" goes from each image to the next.
 
     Args:
       workdir, config, step, best, raw, dtype: see `runs.model.load`.
@@ -136,41 +137,59 @@ def run(
     outline = models.outline(workdir, config)
     drawings = drawings_of(outline, edit, options)
     labels = labels_of(outline, edit, labels)
-    found, masks = images_of(outline, drawings[0], edit, input, options)
+    found, masks = images_of(drawings[0], edit, input, options)
     output = files.expanded(output or workdir / "edited" / edit).resolve()
-    frames, gif = options.get("frames", 0), options.get("gif", False)
-    moving = sample.frames_path(output, frames, gif)
-    beside = {
-        "invert": [edits.compared(output), edits.errors_path(output), edits.latents_path(output)],
-        "interpolate": [moving],
-    }.get(edit, [edits.compared(output), *[moving] * bool(frames)])
-    edits.check(input, output, *beside)
+    picture, *beside = places(output, edit, options)
+    edits.check(input, output, picture, *beside)
     model = models.load(
         workdir, config, step=step, best=best, raw=raw, dtype=dtype, family=outline.family
     )
     work = edits.Work(model, labels, options.get("seed", 0), batch_size)
-    strips, said = None, ""
-    if edit in RUNS:
+    said = carry_out(work, drawings, edit, found, masks, output, options)
+    if jax.process_index() == 0:
+        calls = " + ".join(str(drawing.steps) for drawing in drawings)
+        said = f"{edit} by {model.named}, {calls} network calls an image{said}"
+        print(f"{said}: {output}, shown in {picture}", flush=True)
+    return picture
+
+
+def carry_out(
+    work: edits.Work,
+    drawings: Sequence[Drawing],
+    edit: str,
+    found: edits.Images,
+    masks: edits.Images | None,
+    output: pathlib.Path,
+    options: Mapping[str, Any],
+) -> str:
+    """Makes and writes all results; returns what was measured, in words."""
+    count, said, moving = options.get("frames", 0), "", None
+    if edit == "invert":
         latent = edits.inverted(work, drawings[0], found)
-        if edit == "invert":
-            errors = edits.reconstruct(work, drawings[1], found, latent, output)
-            said = f", PSNR {errors['psnr']:.2f} dB, L1 {errors['l1']:.4f}"
-        else:
-            strips = edits.interpolate(work, drawings[1], found, latent, frames, output)
+        errors = edits.reconstruct(work, drawings[1], found, latent, output)
+        said = f", PSNR {errors['psnr']:.2f} dB, L1 {errors['l1']:.4f}"
+    elif edit == "interpolate":
+        latent = edits.inverted(work, drawings[0], found)
+        moving = edits.interpolate(work, drawings[1], found, latent, count, output)
     else:
         edits.edit(work, drawings[0], found, masks, output, edit)
-        if frames:
-            strips = edits.frames(work, drawings[0], found, masks, frames, 64 if gif else 10)
-    if jax.process_index() == 0:
-        if strips is not None:
-            sample.save_frames(strips, modalities.of(model.spec.kind), moving)
-        calls = " + ".join(str(drawing.steps) for drawing in drawings)
-        print(
-            f"{edit} by {model.named}, {calls} network calls an image{said}: {output}, shown in "
-            f"{beside[0]}",
-            flush=True,
-        )
-    return beside[0]
+        if count:
+            most = MOST["gif" if options.get("gif") else "strip"]
+            moving = edits.frames(work, drawings[0], found, masks, count, most)
+    if moving is not None and jax.process_index() == 0:
+        path = sample.frames_path(output, count, options.get("gif", False))
+        sample.save_frames(moving, modalities.of(work.model.spec.kind), path)
+    return said
+
+
+def places(output: pathlib.Path, edit: str, options: Mapping[str, Any]) -> list[pathlib.Path]:
+    """The files that are written beside the folder `output`, the picture first."""
+    found = [] if edit == "interpolate" else [edits.compared(output)]
+    if options.get("frames"):
+        found.append(sample.frames_path(output, options["frames"], options.get("gif", False)))
+    if edit == "invert":
+        found += [edits.errors_path(output), edits.latents_path(output)]
+    return found
 
 
 def check_options(edit: str, options: dict[str, Any]) -> None:
@@ -198,15 +217,14 @@ def drawings_of(model: models.Model, edit: str, options: Mapping[str, Any]) -> l
     Raises:
       ValueError: a family that cannot edit so, or a setting out of its range.
     """
-    known = model.family.edits
-    if not known:
+    parts, (name, default) = RUNS.get(edit, (edit,)), SETTINGS.get(edit, ("", None))
+    if not all(part in model.family.edits for part in parts):
         raise SettingError(
-            f"family {model.config['family']!r} of {model.spec.kind} data cannot edit images: take "
-            "a diffusion model of images"
+            f"family {model.config['family']!r} of {model.spec.kind} data has no edit {edit!r}: "
+            "take a diffusion model of images"
         )
-    name, default = SETTINGS.get(edit, (None, None))
-    setting = {} if name is None else {name: options.get(name, default)}
-    return [known[part](**setting) for part in RUNS.get(edit, (edit,))]
+    setting = {name: options.get(name, default)} if name else {}
+    return [model.family.edits[part](**setting) for part in parts]
 
 
 def labels_of(
@@ -227,7 +245,6 @@ def labels_of(
 
 
 def images_of(
-    model: models.Model,
     drawing: Drawing,
     edit: str,
     input: str | pathlib.Path,

@@ -1,9 +1,10 @@
 """Editing given images with a trained diffusion model: each way is a `Drawing` of its own.
 
-`vary` starts from a noised image, `inpaint` paints a part of it anew, `upscale` finds an image whose
-means over blocks are given, `invert` finds the noise that an image comes of, and `reconstruct` and
-`interpolate` go back from there. Samples are drawn by the solver of the model where nothing else is
-said. `cond` holds what is given, in the model's range, and the label where there is one.
+`vary` starts from a noised image, `inpaint` paints a part of it anew, `upscale` finds an image
+whose means over blocks are given, `invert` finds the noise that an image comes of, and
+`reconstruct` and `interpolate` go back from there. Steps are those of the model's own solver where
+nothing else is said. `cond` holds what is given, in the model's range, and the label if there is
+one.
 """
 
 from collections.abc import Callable, Mapping
@@ -63,10 +64,10 @@ def vary(model: Diffusion, *, strength: float) -> Drawing:
 def inpaint(model: Diffusion, *, resample: int) -> Drawing:
     """A part of an image painted anew, to fit what is known of it (RePaint).
 
-    Lugmayr et al. 2022 (arXiv:2201.09865, algorithm 1, jumps of length 1): after each ancestral step
-    the known part is replaced by the image with the noise of that level, and a step back and the
-    step again, `resample` times in all, bring the two parts together. The last step, which ends at
-    the image itself, is made once: S steps are (S - 1) resample + 1 network calls.
+    Lugmayr et al. 2022 (arXiv:2201.09865, algorithm 1, jumps of length 1): after each ancestral
+    step the known part is replaced by the image with the noise of that level. Each step is made
+    `resample` times, x going back by new noise in between, which brings the two parts together. The
+    last step, which ends at x_0, is made once: S steps are (S - 1) resample + 1 network calls.
 
     `cond["mask"]` [n, H, W, 1] is 1 where the image is painted anew and 0 where it is known.
 
@@ -74,9 +75,7 @@ def inpaint(model: Diffusion, *, resample: int) -> Drawing:
       ValueError: fewer resamplings than one.
     """
     if resample < 1:
-        raise SettingError(
-            f"each step is made at least once: resample must be 1 or more, not {resample}"
-        )
+        raise SettingError(f"resample says how often each step is made, 1 or more, not {resample}")
     grid = model.solver.grid
     solver = model.solver.over(grid, sampler="ancestral")
     table = _resampled(solver.table, grid, resample)
@@ -198,9 +197,9 @@ def clipped(x: jax.Array, small: jax.Array, factor: int, halvings: int = 30) -> 
 def invert(model: Diffusion) -> Drawing:
     """The noise at the noisiest level that DDIM takes to an image: its steps made backwards.
 
-    Song et al. 2021 (arXiv:2010.02502, section 4.3): Euler's method in x / alpha, upwards. At x_0 no
-    network was trained, so the first step takes the noise that it sees in alpha x_0 at the lowest
-    level. As many network calls as steps; the error falls with the number of these.
+    Song et al. 2021 (arXiv:2010.02502, section 4.3): Euler's method in x / alpha, upwards. At x_0
+    no network was trained, so the first step takes the noise that it sees in alpha x_0 at the
+    lowest level. As many network calls as steps; the error falls with the number of these.
     """
     up = Level(*(a[:-1][::-1] for a in model.solver.grid))  # without x_0
     at, to = (Level(*(np.append(a[:1], a[:-1]) for a in up)), up)
