@@ -62,7 +62,7 @@ def test_a_file_a_folder_and_a_zip_are_read(folder, tmp_path):
 def test_images_of_another_size_are_refused_or_scaled(folder):
     save(folder / "wide.png", np.arange(8 * 16).reshape(8, 16))
     with pytest.raises(
-        ValueError, match="1 of 4 images are not of 4x4 pixels, such as wide.png with 8x16: scale"
+        ValueError, match=r"1 of 4 images are not of 4x4 pixels, such as wide\.png with 8x16: scale"
     ):
         edits.read(folder, **READ)
     found = edits.read(folder, **READ, resize=True)
