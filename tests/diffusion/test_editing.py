@@ -91,23 +91,23 @@ def test_a_strength_is_a_share_of_the_steps(strength):
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_what_is_known_comes_back_and_the_rest_has_its_conditional_mean(process):
-    made, n = gaussian_model(process), 4096
+    made, n = gaussian_model(process, steps=100), 2048
     x = jnp.broadcast_to(images(1, seed=3), (n, *SHAPE))
     drawing = editing.inpaint(made, resample=8)
-    assert drawing.steps == 39 * 8 + 1
+    assert drawing.steps == 99 * 8 + 1
     found = run(drawing, n, image=x, mask=mask_of(n)).reshape(n, 4)
     known = MASK == 0
     np.testing.assert_array_equal(found[:, known], np.asarray(x).reshape(n, 4)[:, known])
     given = np.asarray(x[0]).reshape(4)[known] - MEAN[known]
     gain = COVARIANCE[~known][:, known] @ np.linalg.inv(COVARIANCE[known][:, known])
-    np.testing.assert_allclose(found[:, ~known].mean(0), MEAN[~known] + gain @ given, atol=0.06)
+    np.testing.assert_allclose(found[:, ~known].mean(0), MEAN[~known] + gain @ given, atol=0.1)
     left = COVARIANCE[~known][:, ~known] - gain @ COVARIANCE[known][:, ~known]
     np.testing.assert_allclose(np.cov(found[:, ~known].T), left, atol=0.05)
 
 
 def test_resampling_is_what_makes_the_parts_fit():
-    made, n = gaussian_model(), 4096
-    x = jnp.broadcast_to(jnp.asarray([1.0, 1.0, 1.0, 1.0]).reshape(1, *SHAPE), (n, *SHAPE))
+    made, n = gaussian_model(), 2048
+    x = jnp.ones((n, *SHAPE))
     known = MASK == 0
     gain = COVARIANCE[~known][:, known] @ np.linalg.inv(COVARIANCE[known][:, known])
     expected = MEAN[~known] + gain @ (1 - MEAN[known])
@@ -178,7 +178,7 @@ def test_an_inverted_image_comes_back_the_better_the_more_steps(process):
         assert invert.steps == back.steps == steps
         latent = run(invert, 64, image=x)
         errors.append(np.abs(run(back, 64, latent=latent) - x).mean())
-    assert errors[2] < 0.02
+    assert errors[2] < 0.03
     assert errors[1] < 0.65 * errors[0]
     assert errors[2] < 0.65 * errors[1]
     # Data of N(MEAN, COVARIANCE) come of standard normal noise.
