@@ -137,10 +137,10 @@ def run(
     outline = models.outline(workdir, config)
     drawings = drawings_of(outline, edit, options)
     labels = labels_of(outline, edit, labels)
-    found, masks = images_of(drawings[0], edit, input, options)
     output = files.expanded(output or workdir / "edited" / edit).resolve()
     picture, *beside = places(output, edit, options)
     edits.check(input, output, picture, *beside)
+    found, masks = images_of(drawings[0], edit, input, options)
     model = models.load(
         workdir, config, step=step, best=best, raw=raw, dtype=dtype, family=outline.family
     )

@@ -98,6 +98,24 @@ class Work(NamedTuple):
         return np.concatenate(list(_with_bar(batches, count, doing, axis)), axis=axis)
 
 
+def opened(path: str | pathlib.Path, flag: str) -> images.Files:
+    """The files of a folder or .zip, or one that is an image itself.
+
+    Args:
+      flag: what to set where there is nothing.
+
+    Raises:
+      ValueError: as `images.open_folder`.
+    """
+    root = files.expanded(path)
+    if not (root.is_file() and images.suffix(root.name) in images.suffixes()):
+        return images.open_folder(str(path), flag)
+    sizes = {root.name: root.stat().st_size}
+    return images.Files(
+        str(path), (root.name,), (), (), sizes, {}, (), lambda name: root.open("rb")
+    )
+
+
 def read(
     path: str | pathlib.Path, size: Size, channels: int, *, resize: bool = False, instead: str
 ) -> Images:
@@ -112,7 +130,7 @@ def read(
     Raises:
       ValueError: nothing there, an image that cannot be read, or one of another size.
     """
-    source = _opened(path, "--input")
+    source = opened(path, "--input")
     found = _read(source, source.names, size, channels)
     others = [i for i, own in enumerate(found.sizes) if own != size]
     if others and not resize:
@@ -130,8 +148,8 @@ def read_masks(path: str | pathlib.Path, given: Images) -> Images:
     Raises:
       ValueError: nothing there, an image without a mask, or a mask of another size or all black.
     """
-    source = _opened(path, "--mask")
-    if files.expanded(path).is_file() and len(source.names) == 1:
+    source = opened(path, "--mask")
+    if source.names == (files.expanded(path).name,):  # the path is that of one image
         names = source.names * len(given.names)
     else:
         by_stem = {_stem(name): name for name in source.names}
@@ -296,17 +314,6 @@ def _save(
             if len(shown) < SHOWN:
                 shown.append((own, *between, result))
     save_image(comparison(shown, results.shape[1:3]), compared(output))
-
-
-def _opened(path: str | pathlib.Path, flag: str) -> images.Files:
-    """The files of a folder or .zip, or one that is an image itself."""
-    root = files.expanded(path)
-    if not (root.is_file() and images.suffix(root.name) in images.suffixes()):
-        return images.open_folder(str(path), flag)
-    sizes = {root.name: root.stat().st_size}
-    return images.Files(
-        str(path), (root.name,), (), (), sizes, {}, (), lambda name: root.open("rb")
-    )
 
 
 def _read(source: images.Files, names: Sequence[str], size: Size, channels: int) -> Images:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import launch as launcher
 from aigc_jax.commands import edit
-from aigc_jax.family import DataSpec, Family, Field
+from aigc_jax.family import DataSpec, Drawing, Family, Field
 from aigc_jax.runs.model import Model
 
 
@@ -140,7 +141,7 @@ def test_a_picture_beside_the_output_is_not_written_over(run, launch, place, tmp
 def outline(kind="image", diffusion=None, family="vae"):
     spec = DataSpec({"x": Field(kind, (8, 8, 1))}, {}, {})
     config = {"family": family} | ({"diffusion": diffusion} if diffusion else {})
-    return Model(config, spec, Family(None, (), None, ()), None, 0)
+    return Model(config, spec, Family(None, (), None, (), drawing=Drawing(None, None)), None, 0)
 
 
 def test_a_family_that_cannot_edit_says_so():
@@ -157,3 +158,9 @@ def test_a_model_of_labels_alone_asks_for_them():
     with pytest.raises(ValueError, match="trained with the label of every image: name those"):
         edit.labels_of(outline(diffusion=alone), "vary", None)
     assert edit.labels_of(outline(diffusion=dropped), "vary", None) is None
+    with pytest.raises(ValueError, match="labels were asked for, but this model was trained with"):
+        edit.labels_of(outline(diffusion={"conditional": False}), "vary", ["3"])
+
+
+def test_the_flag_names_every_edit():
+    assert launcher.flags.FLAGS["edit"].parser.enum_values == list(edit.EDITS)
