@@ -8,6 +8,7 @@
     python launch.py --mode=translate --workdir=runs/cyclegan_maps --input=FOLDER --direction=a2b
     python launch.py --mode=edit --workdir=runs/ddpm_digits --edit=vary --input=FOLDER
     python launch.py --mode=export --workdir=runs/ddpm_digits --output=exported
+    python launch.py --mode=ema --workdir=runs/ddpm_digits --sigma-rel=0.07
 
 Training again in the same --workdir resumes; the other modes need only --workdir.
 """
@@ -46,6 +47,7 @@ COMMANDS = {
     "encode": "aigc_jax.commands.encode",
     "edit": "aigc_jax.commands.edit",
     "export": "aigc_jax.commands.export",
+    "ema": "aigc_jax.commands.ema",
 }
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -71,6 +73,16 @@ OWN = {
             "best", False, "The checkpoint kept in best/ by checkpoint.best instead of the newest."
         ),
         flags.DEFINE_bool("raw", False, "The parameters themselves instead of their EMA."),
+        flags.DEFINE_string(
+            "ema", "", "Another average: a half-life of ema.others, or posthoc/SIGMA_REL."
+        ),
+        flags.DEFINE_float(
+            "sigma_rel", None, "Relative width of an average to make of a run's snapshots."
+        ),
+        flags.DEFINE_list("sigma_rels", None, "Several relative widths, such as 0.05,0.1,0.2."),
+        flags.DEFINE_string(
+            "metric", "", "Judge averages of these widths by it, such as fd_digits; write none."
+        ),
         flags.DEFINE_enum(
             "dtype", None, ["bfloat16", "float16", "float32"], "Precision to keep the weights in."
         ),

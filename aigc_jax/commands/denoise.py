@@ -19,6 +19,7 @@ FLAGS: tuple[str, ...] = (
     "step",
     "best",
     "raw",
+    "ema",
     "distributed",
     "coordinator",
     "processes",
@@ -40,6 +41,7 @@ def main(flags: argparse.Namespace) -> None:
         step=flags.step,
         best=flags.best,
         raw=flags.raw,
+        ema=flags.ema,
     )
 
 
@@ -53,11 +55,12 @@ def run(
     step: int | None = None,
     best: bool = False,
     raw: bool = False,
+    ema: str | float = "",
 ) -> pathlib.Path:
     """Decodes the code of every image of a folder or .zip, each to a PNG of its own size.
 
     Args:
-      workdir, config, step, best, raw: see `runs.model.load`.
+      workdir, config, step, best, raw, ema: see `runs.model.load`.
       input: the folder or .zip.
       output: new folder to write to; None takes denoised/ in the workdir.
       batch_size: images at a time.
@@ -73,7 +76,9 @@ def run(
     outline = models.outline(workdir, config)
     apply.check_denoises(outline)
     check_output(input, output)
-    model = models.load(workdir, config, step=step, best=best, raw=raw, family=outline.family)
+    model = models.load(
+        workdir, config, step=step, best=best, raw=raw, ema=ema, family=outline.family
+    )
     path = apply.denoise_folder(model, input, output, batch_size=batch_size)
     if jax.process_index() == 0:
         print(f"denoised by {model.named}: {output}, compared in {path}", flush=True)

@@ -35,6 +35,7 @@ FLAGS: tuple[str, ...] = (
     "step",
     "best",
     "raw",
+    "ema",
     "dtype",
     "distributed",
     "coordinator",
@@ -79,6 +80,7 @@ def main(flags: argparse.Namespace) -> None:
         step=flags.step,
         best=flags.best,
         raw=flags.raw,
+        ema=flags.ema,
         dtype=flags.dtype,
     )
 
@@ -96,6 +98,7 @@ def run(
     step: int | None = None,
     best: bool = False,
     raw: bool = False,
+    ema: str | float = "",
     dtype: str | None = None,
     **options: Any,
 ) -> pathlib.Path:
@@ -106,7 +109,7 @@ def run(
     there, and "interpolate" goes from each image to the next.
 
     Args:
-      workdir, config, step, best, raw, dtype: see `runs.model.load`.
+      workdir, config, step, best, raw, ema, dtype: see `runs.model.load`.
       input: the file, folder or .zip, of images of the model's size.
       edit: a name of `EDITS`.
       labels: names or numbers of classes, image i being of labels[i % len(labels)]; None edits
@@ -141,9 +144,8 @@ def run(
     picture, *beside = places(output, edit, options)
     edits.check(input, output, picture, *beside)
     found, masks = images_of(drawings[0], edit, input, options)
-    model = models.load(
-        workdir, config, step=step, best=best, raw=raw, dtype=dtype, family=outline.family
-    )
+    weights = {"step": step, "best": best, "raw": raw, "ema": ema, "dtype": dtype}
+    model = models.load(workdir, config, **weights, family=outline.family)
     work = edits.Work(model, labels, options.get("seed", 0), batch_size)
     said = carry_out(work, drawings, edit, found, masks, output, options)
     if jax.process_index() == 0:

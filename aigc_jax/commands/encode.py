@@ -21,6 +21,7 @@ FLAGS: tuple[str, ...] = (
     "step",
     "best",
     "raw",
+    "ema",
     "distributed",
     "coordinator",
     "processes",
@@ -38,6 +39,7 @@ def main(flags: argparse.Namespace) -> None:
         step=flags.step,
         best=flags.best,
         raw=flags.raw,
+        ema=flags.ema,
     )
 
 
@@ -49,11 +51,12 @@ def run(
     step: int | None = None,
     best: bool = False,
     raw: bool = False,
+    ema: str | float = "",
 ) -> list[pathlib.Path]:
     """Writes the codes of both splits as .npz, as `runs.apply.encode_split` gives them.
 
     Args:
-      workdir, config, step, best, raw: see `runs.model.load`.
+      workdir, config, step, best, raw, ema: see `runs.model.load`.
       output: folder to write to, which holds no such files yet; None takes codes/ in the workdir.
 
     Returns:
@@ -70,7 +73,9 @@ def run(
     paths = {split: folder / f"{split}.npz" for split in splits}
     sharding.check_on_first(partial(files.check, *paths.values()))
     data = common.open_data(outline.config)
-    model = models.load(workdir, config, step=step, best=best, raw=raw, family=outline.family)
+    model = models.load(
+        workdir, config, step=step, best=best, raw=raw, ema=ema, family=outline.family
+    )
     writes, said = jax.process_index() == 0, []  # the first process writes for all
     with files.folder(folder) if writes else contextlib.nullcontext(folder) as place:
         for split, path in paths.items():

@@ -14,15 +14,17 @@ from aigc_jax import files
 from aigc_jax.commands import common, report
 from aigc_jax.errors import SettingError
 from aigc_jax.evaluation import results
-from aigc_jax.evaluation.evaluators import DISTRIBUTION
-from aigc_jax.family import Family
+from aigc_jax.evaluation.evaluators import OF_NETWORK
+from aigc_jax.family import Family, Variables
 from aigc_jax.runs import evaluate
 from aigc_jax.runs import folder as folders
 from aigc_jax.runs import model as models
-from aigc_jax.runs.evaluations import Evaluation, plan, splits
+from aigc_jax.runs.averages import weights_word
+from aigc_jax.runs.evaluations import Evaluation, check_averages, plan, splits
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractors
 from aigc_jax.training import sharding
+from aigc_jax.training.ema import settings_of
 
 FLAGS: tuple[str, ...] = (
     "evaluations",
@@ -35,6 +37,7 @@ FLAGS: tuple[str, ...] = (
     "step",
     "best",
     "raw",
+    "ema",
     "distributed",
     "coordinator",
     "processes",
@@ -56,6 +59,7 @@ def main(flags: argparse.Namespace) -> None:
         step=flags.step,
         best=flags.best,
         raw=flags.raw,
+        ema=flags.ema,
     )
 
 
@@ -71,6 +75,7 @@ def run(
     step: int | None = None,
     best: bool = False,
     raw: bool = False,
+    ema: str | float = "",
     data: RealData | None = None,
     extractors: FeatureExtractors | None = None,
     family: Family | None = None,
@@ -78,7 +83,7 @@ def run(
     """Runs `config.evaluations` on a trained model; prints a table and writes it as JSON.
 
     Args:
-      workdir, config, step, best, raw: see `runs.model.load`.
+      workdir, config, step, best, raw, ema: see `runs.model.load`.
       evaluations: names of those to run, or of any metrics; None runs all of the config's.
       count: samples of every evaluation that takes any; None for the config's.
       seed, settings, batch_size: of the samples, as for `sample`.
@@ -97,8 +102,9 @@ def run(
     config, different = common.with_sampling(workdir, config, settings)
     planned = plan(chosen(config["evaluations"], evaluations), config["evaluation"])
     planned = of_count(planned, count)
+    check_averages(planned, settings_of(config["ema"]))
     data = data or common.open_data(config, splits(planned))
-    model = models.load(workdir, config, step=step, best=best, raw=raw, family=family)
+    model = models.load(workdir, config, step=step, best=best, raw=raw, ema=ema, family=family)
     check_same_data(model, data.spec)
     evaluator = evaluate.Evaluator(
         planned,
@@ -113,8 +119,9 @@ def run(
     )
     is_run = folders.is_run(workdir)  # else weights from elsewhere
     averaged = bool(model.family.averaged) and not raw
-    weights = ("EMA" if averaged else "raw") if is_run else "as given"
-    result = evaluator.run(model.variables, seed=seed, weights=weights)
+    weights = (f"EMA {ema}".strip() if averaged else "raw") if is_run else "as given"
+    others = averages_of(workdir, config, model, planned)
+    result = evaluator.run(model.variables, seed=seed, weights=weights, averages=others)
     if evaluations and not result.rows:
         asked = ", ".join(evaluations)
         raise SettingError(
@@ -123,7 +130,7 @@ def run(
 
     counts = sorted({e.count for e in planned if e.draws})
     words = [f"step{model.step:08d}", f"seed{seed}", *(f"n{n}" for n in counts)]
-    words += [*evaluator.networks, *["raw"] * raw, *different, *(evaluations or ())]
+    words += [*evaluator.networks, *weights_word(raw, ema), *different, *(evaluations or ())]
     words.append(digest(evaluator))
     path = evaluate.write(workdir, "-".join(words), result, step=model.step, scheduled=False)
     if jax.process_index() == 0:
@@ -136,21 +143,50 @@ def run(
     return result.rows
 
 
-def digest(evaluator: evaluate.Evaluator) -> str:
+def averages_of(
+    workdir: pathlib.Path,
+    config: Mapping[str, Any],
+    model: models.Model,
+    planned: Sequence[Evaluation],
+) -> evaluate.Averages:
+    """The other averages of a model's checkpoint, read when they are asked for.
+
+    Raises:
+      ValueError: an evaluation is of one, and the weights are from elsewhere.
+    """
+    named = [e.name for e in planned if e.ema is not None]
+    if named and not folders.is_run(workdir):
+        raise SettingError(
+            f"there is no run in {workdir} to take another average of: do not ask for "
+            f"{', '.join(named)}"
+        )
+    step = None if model.best else model.step
+
+    def average(half_life: float) -> Variables:
+        same = {"step": step, "best": model.best, "family": model.family}
+        return models.load(workdir, config, **same, ema=half_life).variables
+
+    return average
+
+
+def digest(evaluator: evaluate.Evaluator, *more: Any) -> str:
     """What tells a result from one of other settings, data or weights of feature networks.
 
     Eight letters of a name, which says in words only what is asked for most: evaluations made again
-    get the same name, and no others replace them.
+    get the same name, and no others replace them. `more` is what else a result depends on.
     """
     of_each = []
     for e in evaluator.planned:
         keys = ("reference_split", "statistics", "manifold_count") if e.draws else ()
-        network = e.metric in DISTRIBUTION and evaluator.extractor(e).digest
+        keys += ("lpips", "lpips_weights") if e.metric == "reconstruction" else ()
+        keys += ("reference_split",) if e.metric == "translation" else ()
+        network = e.metric in OF_NETWORK and evaluator.extractor(e).digest
         settings = {key: e.settings[key] for key in keys}
-        of_each.append([e.name, e.metric, e.sampling, e.count, e.limit, settings, network])
+        own = [e.name, e.metric, e.sampling, e.count, e.limit, settings, network]
+        of_each.append(own + [e.ema] * (e.ema is not None))
     data = evaluator.data
     of_data = [data.name, data.train_split, data.test_split, folders.as_dict(data.dataset.identity)]
-    content = [of_each, evaluator.sampling, evaluator.seed, data.batch_size, of_data]
+    content = [of_each, evaluator.sampling, evaluator.seed, data.batch_size, of_data, *more]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -18,6 +18,7 @@ FLAGS: tuple[str, ...] = (
     "output",
     "step",
     "best",
+    "ema",
     "distributed",
     "coordinator",
     "processes",
@@ -34,6 +35,7 @@ def main(flags: argparse.Namespace) -> None:
         flags.config,
         step=flags.step,
         best=flags.best,
+        ema=flags.ema,
     )
 
 
@@ -44,11 +46,12 @@ def run(
     *,
     step: int | None = None,
     best: bool = False,
+    ema: str | float = "",
 ) -> None:
     """Writes a run's model as a folder for diffusers, complete or not at all.
 
     Args:
-      workdir, config, step, best: see `runs.model.load`.
+      workdir, config, step, best, ema: see `runs.model.load`.
       output: the folder to write, which is not there yet, or empty.
 
     Raises:
@@ -61,7 +64,7 @@ def run(
     params, _ = jax.eval_shape(outline.family.init, jax.random.key(0))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     sharding.check_on_first(partial(files.check, output, folders=True, size=size))
-    model = models.load(workdir, config, step=step, best=best, family=outline.family)
+    model = models.load(workdir, config, step=step, best=best, ema=ema, family=outline.family)
     config = model.config
     weights.to_diffusers(
         output,

@@ -22,6 +22,7 @@ from aigc_jax.modalities.image import grid_columns, save_image
 from aigc_jax.runs import folder as folders
 from aigc_jax.runs import model as models
 from aigc_jax.runs import pictures as figures
+from aigc_jax.runs.averages import weights_word
 from aigc_jax.runs.evaluations import check_draws
 from aigc_jax.sampling.driver import draw
 from aigc_jax.training import sharding
@@ -37,6 +38,7 @@ FLAGS: tuple[str, ...] = (
     "step",
     "best",
     "raw",
+    "ema",
     "dtype",
     "frames",
     "gif",
@@ -66,6 +68,7 @@ def main(flags: argparse.Namespace) -> None:
         step=flags.step,
         best=flags.best,
         raw=flags.raw,
+        ema=flags.ema,
         dtype=flags.dtype,
         frames=flags.frames,
         gif=flags.gif,
@@ -87,6 +90,7 @@ def run(
     step: int | None = None,
     best: bool = False,
     raw: bool = False,
+    ema: str | float = "",
     dtype: str | None = None,
     frames: int = 0,
     gif: bool = False,
@@ -97,7 +101,7 @@ def run(
     """Draws samples; writes a grid of images, or a plot of points in the plane over real ones.
 
     Args:
-      workdir, config, step, best, raw, dtype: see `runs.model.load`.
+      workdir, config, step, best, raw, ema, dtype: see `runs.model.load`.
       count: how many samples; sample i depends on (seed, i) only.
       labels: names or numbers of classes, sample i being of labels[i % len(labels)]; None takes
         every class in turn.
@@ -116,9 +120,8 @@ def run(
     Raises:
       FileNotFoundError, ValueError: no such run, what it cannot draw or show, nowhere to write.
     """
-    workdir = files.expanded(workdir)
+    workdir, mesh = files.expanded(workdir), sharding.make_mesh()
     check_arguments(count, frames, gif, save)
-    mesh = sharding.make_mesh()
     config, different = common.with_sampling(workdir, config, settings)
     data = common.LazyData(config, mesh)
     model = models.outline(workdir, config)
@@ -128,10 +131,10 @@ def run(
     check_shows(model, modality, frames=frames, pictures=pictures, save=save)
     folder = files.expanded(output) if output else workdir / "generated"
     check_room(folder, model, modality, count if save == "npz" else 0)
-    options = {"step": step, "best": best, "raw": raw, "dtype": dtype, "codes": data.codes}
-    model = models.load(workdir, config, **options, family=model.family)
-    words = [*["raw"] * raw, *filter(None, [dtype]), *labels_word(asked and labels), *different]
-    name = "-".join([f"step{model.step:08d}", f"seed{seed}", f"n{count}", *words])
+    options = {"step": step, "best": best, "raw": raw, "ema": ema, "dtype": dtype}
+    model = models.load(workdir, config, **options, codes=data.codes, family=model.family)
+    words = [*weights_word(raw, ema), *filter(None, [dtype]), *labels_word(asked and labels)]
+    name = "-".join([f"step{model.step:08d}", f"seed{seed}", f"n{count}", *words, *different])
     new = bool(output) or not folders.is_run(workdir)  # samples of another run may be called so
     of = model.family, model.variables, mesh
     others = figures.figure_paths(*of, folder, name) if pictures else []
@@ -153,7 +156,7 @@ def run(
         print(*figures.save(shown, folder, name).values(), sep="\n", flush=True)
     if frames:
         save_frames(strips, modality, frames_path(folder / name, frames, gif))
-    print(f"{count} samples of {model.named}: {path}", flush=True)
+    print(f"{count} samples of {model.named}: {path}{calls_word(model)}", flush=True)
     return path
 
 
@@ -165,6 +168,12 @@ def check_arguments(count: int, frames: int, gif: bool, save: str) -> None:
         raise SettingError(f"save is 'png', 'npz' or nothing, not {save!r}")
     if frames < 0 or (gif and not frames):
         raise SettingError(f"an animation needs a number of frames, such as 20, not {frames}")
+
+
+def calls_word(model: models.Model) -> str:
+    """How often each sample asked the network, in words; "" where nobody counts."""
+    calls = model.family.drawing.calls
+    return f" ({calls} network calls a sample)" if calls else ""
 
 
 def labels_word(labels: Sequence[int] | None) -> list[str]:

@@ -22,6 +22,7 @@ from aigc_jax.runs import environment, evaluate, history, lock
 from aigc_jax.runs import folder as folders
 from aigc_jax.runs import model as models
 from aigc_jax.runs import observer as observers
+from aigc_jax.runs.averages import POSTHOC, SNAPSHOTS, Snapshots, alike
 from aigc_jax.runs.evaluations import (
     Evaluation,
     check,
@@ -35,6 +36,7 @@ from aigc_jax.runs.extractors import FeatureExtractors
 from aigc_jax.runs.history import Session
 from aigc_jax.training import loop, sharding
 from aigc_jax.training.checkpoint import Checkpoints, complete_steps, run_of_newest
+from aigc_jax.training.ema import settings_of
 from aigc_jax.training.step import TrainState
 from aigc_jax.training.writers import Writer
 
@@ -127,6 +129,7 @@ def check_places(workdir: pathlib.Path, images: str | None) -> None:
     names = ("config.json", "spec.json", "identity.json", "origin.json", "metrics.jsonl")
     files.check(*(workdir / name for name in names), new=False)
     names = ("checkpoints", "best", "samples", "reconstructions", "evaluations", "tensorboard")
+    names += (SNAPSHOTS, POSTHOC)
     files.check(*(workdir / name for name in names), folders=True, new=False)
 
 
@@ -219,6 +222,7 @@ def schedule(config: Mapping[str, Any]) -> loop.Schedule:
         sample=log["sample_every"],
         save=config["checkpoint"]["every"],
         first_sample=log["first_sample"],
+        snapshot=config["ema"].get("snapshot_every", 0),
     )
 
 
@@ -245,6 +249,7 @@ def beginning(
     `stack` closes.
     """
     settings, keep, mesh = config["train"], config["checkpoint"], sharding.make_mesh()
+    averages = settings_of(config["ema"])
 
     def begin(start: int, parameters: int, beside: Mapping[str, Any]) -> tuple[Writer, loop.Hooks]:
         # Opens the feature networks: one that is missing is an error before anything is written.
@@ -271,6 +276,12 @@ def beginning(
         )
         if keep["best"] and not config["log"]["eval_every"]:
             writer.say(f"no best checkpoint by {keep['best']} is kept: log.eval_every is 0")
+        snapshots, images = None, settings["steps"] * settings["batch_size"]
+        if words := alike(averages, images):
+            writer.say(words)
+        if averages.snapshot_every:
+            snapshots = Snapshots(workdir, averages, session.run, session.from_step)
+            stack.callback(snapshots.close)
         observer = observers.Observer(
             workdir,
             writer,
@@ -281,6 +292,7 @@ def beginning(
             about=beside,
             run=session.run,
             from_step=session.from_step,
+            snapshots=snapshots,
         )
         stack.callback(observer.close)
         return writer, observer.hooks

@@ -21,6 +21,7 @@ FLAGS: tuple[str, ...] = (
     "step",
     "best",
     "raw",
+    "ema",
     "distributed",
     "coordinator",
     "processes",
@@ -44,6 +45,7 @@ def main(flags: argparse.Namespace) -> None:
         step=flags.step,
         best=flags.best,
         raw=flags.raw,
+        ema=flags.ema,
     )
 
 
@@ -59,11 +61,12 @@ def run(
     step: int | None = None,
     best: bool = False,
     raw: bool = False,
+    ema: str | float = "",
 ) -> pathlib.Path:
     """Takes every image of a folder or .zip to the other domain, each to a PNG of its own size.
 
     Args:
-      workdir, config, step, best, raw: see `runs.model.load`.
+      workdir, config, step, best, raw, ema: see `runs.model.load`.
       input: the folder or .zip.
       direction: "a2b" or "b2a".
       resize: brings images to the size of training first, and the results back.
@@ -81,7 +84,9 @@ def run(
     outline = models.outline(workdir, config)
     apply.check_translates(outline, direction)
     check_output(input, output)
-    model = models.load(workdir, config, step=step, best=best, raw=raw, family=outline.family)
+    model = models.load(
+        workdir, config, step=step, best=best, raw=raw, ema=ema, family=outline.family
+    )
     path = apply.translate_folder(
         model, input, output, direction, batch_size=batch_size, resize=resize
     )

@@ -10,6 +10,7 @@ from aigc_jax.errors import SettingError
 from aigc_jax.family import DataSpec, Family
 from aigc_jax.runs import observer
 from aigc_jax.runs.evaluations import (
+    check_averages,
     check_draws,
     check_sampling,
     plan,
@@ -17,6 +18,7 @@ from aigc_jax.runs.evaluations import (
     scheduled_names,
 )
 from aigc_jax.training import sharding
+from aigc_jax.training.ema import settings_of
 
 Seed = Annotated[int, Range(0, 2**63, below=True)]
 Row = tuple[str, Finite, str]  # a published metric, its value, its source
@@ -124,6 +126,7 @@ def validate(config: Mapping[str, Any], spec: DataSpec) -> Family:
     family = build.build(config, spec)
     common.recipe_of(config, family, spec)
     check_lengths(config)
+    check_averages(planned, settings_of(config["ema"]))
     check_draws(family, [e.name for e in planned if e.draws])
     check_sampling(planned, config["sampling"], common.rebuilder(config, spec))
     on_schedule, test_split = scheduled(planned, config["evaluation"]), config["data"]["test_split"]

@@ -8,6 +8,7 @@ from aigc_jax.checks import (
     NonNegative,
     OneOf,
     Positive,
+    Probability,
     arguments,
     choice,
     kinds,
@@ -26,12 +27,21 @@ from aigc_jax.diffusion import (
 from aigc_jax.diffusion.model import Diffusion
 from aigc_jax.errors import SettingError
 from aigc_jax.family import DataSpec, Family
+from aigc_jax.networks.edm_unet import EDMUNet
 from aigc_jax.networks.mlp import MLP
+from aigc_jax.networks.transformer import DiT
 from aigc_jax.networks.unet import UNet
 
 # {config.network.name: (the module, the kind of data that it takes)}
-NETWORKS = {"unet": (UNet, "image"), "mlp": (MLP, "points")}
+NETWORKS = {
+    "unet": (UNet, "image"),
+    "edm_unet": (EDMUNet, "image"),
+    "dit": (DiT, "image"),
+    "mlp": (MLP, "points"),
+}
 VARIANCES = ("fixed", "learned")
+# What else of `config.sampling` is a field of Diffusion, where it is given.
+OF_SAMPLES = ("dynamic_threshold", "guidance_rescale", "guidance_low", "guidance_high")
 
 
 def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
@@ -52,8 +62,9 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     channels = spec.shape[-1] * (2 if settings["variance"] == "learned" else 1)
     made = network(config["network"], spec, channels, spec.classes if conditional else 0)
     of_sampling = kinds(solvers.build, given=("process", "settings"))
-    of_sampling |= kinds(Diffusion, only=("clip", "dynamic_threshold", "guidance"))
-    sampling = section("sampling", config["sampling"], of_sampling, kinds(solvers.Settings))
+    of_sampling |= kinds(Diffusion, only=("clip", "guidance"))
+    optional = kinds(solvers.Settings) | kinds(Diffusion, only=OF_SAMPLES)
+    sampling = section("sampling", config["sampling"], of_sampling, optional)
     model = diffusion(made, spec.shape, **settings, sampling=sampling)
     return model.family()._replace(edits=editing.edits(model) if spec.kind == "image" else {})
 
@@ -90,20 +101,21 @@ def diffusion(
     pairing: Annotated[str, OneOf(objectives.PAIRINGS)] = "independent",
     variance: Annotated[str, OneOf(VARIANCES)] = "fixed",
     bound_weight: NonNegative = 0.001,
+    augment: Probability = 0.0,
     label_dropout: BelowOne = 0.0,
 ) -> Diffusion:
     """A model of Gaussian diffusion, from the settings of its parts.
 
     Args:
-      network, shape, bound_weight, label_dropout: see `Diffusion`.
+      network, shape, bound_weight, augment, label_dropout: see `Diffusion`.
       process: see `process.PROCESSES`.
       prediction, sigma_data: see `precondition.named`.
       times, weighting: see `times.TIMES` and `times.WEIGHTINGS`.
       pairing: see `objectives.PAIRINGS`.
       variance: "learned" gives the network twice the channels, half of which say where each
         step's variance lies (Nichol & Dhariwal 2021, arXiv:2102.09672).
-      sampling: `clip`, `dynamic_threshold` and `guidance` (see `Diffusion`), and what
-        `solvers.build` takes; the bound is that of steps with this `variance` too.
+      sampling: `clip`, `guidance` and `OF_SAMPLES` (see `Diffusion`), and what `solvers.build`
+        takes; the bound is that of steps with this `variance` too.
 
     Raises:
       ValueError: a setting that does not exist, or that others rule out.
@@ -117,8 +129,7 @@ def diffusion(
             f"process {process['name']!r}, where x_t is noise alone: predict v, x0 or velocity"
         )
     sampling = dict(sampling)
-    shown = {key: sampling.pop(key) for key in ("clip", "guidance")}
-    shown["dynamic_threshold"] = sampling.pop("dynamic_threshold", 0.0)
+    shown = {k: sampling.pop(k) for k in ("clip", "guidance", *OF_SAMPLES) if k in sampling}
     learned = variance == "learned"
     step_variance = sampling.get("variance", solvers.Settings().variance)
     if learned != (step_variance == "learned"):
@@ -143,6 +154,7 @@ def diffusion(
         term=likelihood.terms(made, step_variance) if made.total else None,
         learned_variance=learned,
         bound_weight=bound_weight,
+        augment=augment,
         label_dropout=label_dropout,
         **shown,
     )

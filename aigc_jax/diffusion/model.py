@@ -11,7 +11,7 @@ import numpy as np
 
 from aigc_jax.checks import NonNegative, Probability
 from aigc_jax.diffusion import likelihood, objectives
-from aigc_jax.diffusion.guidance import classifier_free
+from aigc_jax.diffusion.guidance import Denoise, classifier_free, holds, within
 from aigc_jax.diffusion.precondition import Prediction
 from aigc_jax.diffusion.process import Level, Process, diffuse, expand, per_time
 from aigc_jax.diffusion.solvers.base import Estimate, Solver, noise_like
@@ -31,6 +31,7 @@ from aigc_jax.family import (
     View,
     Views,
 )
+from aigc_jax.modalities.edm_augment import LABEL_DIM, augment_with_label
 
 DAMAGE = (0.1, 0.3, 0.5)  # shares of T at which `reconstruct` shows one step of denoising
 RATIOS = (0.3, 1.0, 3.0)  # sigma / alpha at which it does, of a process in continuous time
@@ -55,8 +56,12 @@ class Diffusion:
       learned_variance: whether the second half of the network's channels says where the variance
         of a step lies (Nichol & Dhariwal 2021).
       bound_weight: of the bound, beside the simple loss, by which that half is trained.
+      augment: probability of each of EDM's moves of a training image, of which the network is told
+        (Karras et al. 2022, arXiv:2206.00364, appendix F.2); 0 for none.
       label_dropout: share of training labels replaced by "none", for classifier-free guidance.
-      guidance: weight of classifier-free guidance of samples; 1 is none.
+      guidance: weight of classifier-free guidance of samples; 1 is none. `guidance_rescale` is its
+        share of the way back to an estimate's own standard deviation, and `guidance_low` and
+        `guidance_high` (0: no bound) are the sigma / alpha between which samples are guided.
       clip: whether estimates of x_0 are clipped to [-1, 1].
       dynamic_threshold: the share of an example's values within the range that its estimates are
         clipped to, and scaled back from (Saharia et al. 2022, arXiv:2205.11487, section 2.3), such
@@ -74,12 +79,26 @@ class Diffusion:
     term: likelihood.Term | None = None
     learned_variance: bool = False
     bound_weight: float = 0.001
+    augment: float = 0.0
     label_dropout: float = 0.0
     guidance: NonNegative = 1.0
+    guidance_rescale: Probability = 0.0
+    guidance_low: NonNegative = 0.0
+    guidance_high: NonNegative = 0.0
     clip: bool = True
     dynamic_threshold: Probability = 0.0
 
     def __post_init__(self) -> None:
+        if self.guidance_high and not self.guidance_low < self.guidance_high:
+            raise SettingError(
+                f"sampling.guidance_low={self.guidance_low} must lie below "
+                f"sampling.guidance_high={self.guidance_high}, or that be 0, for no bound"
+            )
+        if self.augment and getattr(self.network, "augment_dim", 0) != LABEL_DIM:
+            raise SettingError(
+                "diffusion.augment above 0 needs a network that is told how images were moved: set "
+                f"network.augment_dim={LABEL_DIM}"
+            )
         if self.guidance != 1.0 and not self.classes:
             raise SettingError("sampling.guidance other than 1 needs diffusion.conditional=True")
         if self.guidance != 1.0 and not self.label_dropout:
@@ -105,6 +124,7 @@ class Diffusion:
                 finish=self.finish,
                 step=self.step,
                 steps=self.solver.calls,
+                calls=self.calls,
                 conditions={"label": Field("label", (), self.classes)} if self.classes else {},
             ),
             views=Views(reconstruct=self.reconstruct),
@@ -171,13 +191,15 @@ class Diffusion:
 
     def loss(self, view: View, batch: Batch, key: jax.Array) -> LossValue:
         """Ho et al. 2020, algorithm 1: the mean objective at the times that `times` draws."""
-        time_key, noise_key, drop_key, label_key = jax.random.split(key, 4)
-        x0 = batch["x"]
+        time_key, noise_key, drop_key, label_key, move_key = jax.random.split(key, 5)
+        x0, told = batch["x"], {}
+        if self.augment:
+            x0, told["augment"] = augment_with_label(move_key, x0, self.augment)
         level = self.process.level(self.times.train(time_key, len(x0)))
         label = self.drop_labels(self.label_of(batch), label_key)
         x_t, eps = self.noised(x0, level, noise_key)
         output = self.predict(
-            view.params, x_t, level, label, train=True, rngs={"dropout": drop_key}
+            view.params, x_t, level, label, train=True, rngs={"dropout": drop_key}, **told
         )
         return jnp.mean(self.errors(x0, eps, output, x_t, level)), ({}, view.extra)
 
@@ -259,11 +281,28 @@ class Diffusion:
         def plain(x: jax.Array, level: Level, label: jax.Array | None) -> Estimate:
             return self.estimate(self.predict(variables.params, x, level, label), x, level)
 
-        guided = classifier_free(plain, self.guidance, none=self.classes)
+        guided = self.guided(plain)
         label = cond.get("label") if self.classes else None
         every = Level(*(jnp.full((len(x),), a) for a in level))
         estimate = guided(x, every, label)
         return estimate._replace(x0=self.threshold(estimate.x0))
+
+    def guided(self, denoise: Denoise) -> Denoise:
+        """Estimates of x_0 as samples take them, of those of the network alone."""
+        guided = classifier_free(
+            denoise, self.guidance, none=self.classes, rescale=self.guidance_rescale
+        )
+        if guided is denoise or not (self.guidance_low or self.guidance_high):
+            return guided
+        return within(guided, denoise, self.guidance_low, self.guidance_high or np.inf)
+
+    @property
+    def calls(self) -> int:
+        """How often the network is asked about a sample, twice where it is guided."""
+        if self.guidance == 1.0:
+            return self.solver.calls
+        low, high = self.guidance_low, self.guidance_high or np.inf
+        return self.solver.calls + int(np.sum(holds(self.solver.table["at"], low, high)))
 
     def start(self, variables: Variables, keys: jax.Array, cond: Cond) -> dict[str, Any]:
         """What the steps carry: noise, and the keys of each step's noise."""

@@ -142,10 +142,9 @@ class Discrete(Process):
             return per_time(self.alphas, index), per_time(self.sigmas, index)
         index = np.clip(np.round(t), 0, self.total - 1).astype(int)
         alpha, sigma = self.alphas[index], self.sigmas[index]
-        between = np.exp(np.interp(t, np.arange(self.total), self._log_ratios))
-        norm = np.hypot(1.0, between)
-        whole = index == t
-        return np.where(whole, alpha, 1 / norm), np.where(whole, sigma, between / norm)
+        between = np.interp(t, np.arange(self.total), self._log_ratios)
+        alpha = np.where(index == t, alpha, 1 / np.hypot(1.0, np.exp(between)))
+        return alpha, np.where(index == t, sigma, 1 / np.hypot(1.0, np.exp(-between)))
 
     def time(self, ratio: Any) -> Any:
         xp = of(ratio)

@@ -20,7 +20,7 @@ from aigc_jax.evaluation.comparison import (
     moments,
     named,
 )
-from aigc_jax.evaluation.features import subsample
+from aigc_jax.evaluation.features import WITHOUT_CLASSES, subsample
 from aigc_jax.evaluation.metrics import classes, diversity, frechet, kernel, manifold
 from aigc_jax.evaluation.results import Row
 
@@ -164,7 +164,11 @@ EXAMPLES = {
     "likelihood": per_example.likelihood,
     "diagnosis": per_example.diagnosis,
     "reconstruction": per_example.reconstruction,
+    "translation": per_example.translation,
 }
+OF_CLASSES = ("inception_score", "modes")  # of DISTRIBUTION, those of what a network reads
+# What is taken in the space of a feature network.
+OF_NETWORK = (*DISTRIBUTION, "translation")
 # The metrics of their rows; those of DISTRIBUTION carry a feature network's name.
 METRICS = {
     "fid": ("fd",),
@@ -210,16 +214,25 @@ def lacking(name: str, judged: int, reference: float, compared: float = math.inf
     return ""
 
 
+def without_classes(name: str, network: str) -> str:
+    """In words that a feature network tells no classes where an evaluator needs them; else ""."""
+    if name not in OF_CLASSES or network not in WITHOUT_CLASSES:
+        return ""
+    return f"needs classes, and {network!r} has none: set its evaluation.network to a classifier's"
+
+
 def metrics(name: str, network: str, labelled: bool) -> list[str]:
     """The metrics of the rows that an evaluator of samples makes.
 
     Args:
       name: one of OF_SAMPLES.
-      network: of the features.
+      network: of the features; where it lacks what the evaluator needs, there are no rows.
       labelled: whether samples are drawn of classes.
     """
     if name in POINTS:
         return list(METRICS[name])
+    if without_classes(name, network):
+        return []
     of_labels = () if labelled else ("agreement",)
     return [named(metric, network) for metric in METRICS[name] if metric not in of_labels]
 

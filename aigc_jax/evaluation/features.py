@@ -8,6 +8,7 @@ import hashlib
 import pathlib
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +19,9 @@ from aigc_jax import files
 from aigc_jax.checks import one_of
 from aigc_jax.errors import MissingError, SettingError
 from aigc_jax.evaluation.metrics.frechet import check_statistics
+from aigc_jax.formats import lpips as lpips_files
 from aigc_jax.formats import torch_file
-from aigc_jax.networks.judges import classifiers, inception
+from aigc_jax.networks.judges import classifiers, inception, lpips
 
 # (height, width, channels) of the images that each network was trained on; 0 where any will do.
 SHAPES = {
@@ -28,8 +30,11 @@ SHAPES = {
     "lenet": (28, 28, 1),
     "stacked_lenet": (28, 28, 3),
     "digits": (8, 8, 1),
+    "vgg16": (0, 0, 3),
+    "alexnet": (0, 0, 3),
 }
-# Where the weights of a network lie in $AIGC_WEIGHTS, by the names under which they are passed on.
+# Where the weights of a network lie in $AIGC_WEIGHTS, by the names under which they are passed on;
+# `formats.lpips` knows those of VGG-16 and AlexNet.
 FILES = {
     "inception": "pt_inception-2015-12-05-6726825d.pth",
     "resnet56": "cifar10_resnet56.npz",
@@ -37,16 +42,17 @@ FILES = {
     "stacked_lenet": "mnist_lenet.npz",
 }
 NAMES = tuple(SHAPES)
+WITHOUT_CLASSES = tuple(lpips.TRUNKS)  # convolutions alone: they tell no class
 DIGITS_WIDTH = 64
 
 
 class FeatureNetwork(NamedTuple):
-    """A classifier as a feature extractor.
+    """A network as a feature extractor.
 
     Attributes:
       name: one of NAMES.
       apply: (variables, images float32 [B, H, W, C] of values 0..255) -> (features [B, d],
-        logits [B, K]).
+        logits [B, K], K = 0 for a network of WITHOUT_CLASSES).
       variables: its weights.
       preprocessing: what happens to the bytes inside `apply`; part of a cache's key.
     """
@@ -67,7 +73,7 @@ class FeatureNetwork(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What a network makes of n images: features float32 [n, d], logits float32 [n, K]."""
+    """What a network makes of n images: features float32 [n, d], logits float32 [n, K], K >= 0."""
 
     features: np.ndarray
     logits: np.ndarray
@@ -104,6 +110,12 @@ def check(name: str, shape: tuple[int, ...]) -> None:
             f"feature network {name!r} takes images of {height}x{width}x{channels}, not "
             f"{'x'.join(map(str, shape))}: set evaluation.network to one of {', '.join(NAMES)}"
         )
+    smallest = lpips.TRUNKS[name].size_min if name in lpips.TRUNKS else 0
+    if min(shape[:2]) < smallest:
+        raise SettingError(
+            f"feature network {name!r} takes images of at least {smallest}x{smallest}, not "
+            f"{shape[0]}x{shape[1]}: set evaluation.network to another"
+        )
 
 
 def load(
@@ -115,10 +127,12 @@ def load(
     """A feature network by name.
 
     Args:
-      name: "inception" (the FID Inception V3), "resnet56" (CIFAR-10), "lenet" (MNIST),
-        "stacked_lenet" (three MNIST digits as the channels of one image: 1,000 classes), or
-        "digits", fitted on the embedded data.
-      weights: file of its weights; None looks for the usual name in $AIGC_WEIGHTS.
+      name: "inception" (the FID Inception V3), "vgg16" or "alexnet" (the convolutions of
+        ImageNet's classifiers), "resnet56" (CIFAR-10), "lenet" (MNIST), "stacked_lenet" (three
+        MNIST digits as the channels of one image: 1,000 classes), or "digits", fitted on the
+        embedded data.
+      weights: file of its weights; None looks for the usual name in $AIGC_WEIGHTS, and for the
+        package of `formats.lpips`.
       digits: () -> (images uint8 [N, 8, 8, 1], labels) to fit "digits" on.
       cache: folder in which its weights are kept.
 
@@ -137,11 +151,14 @@ def load(
         arrays = cached(cache, "digits-classifier-1", _DIGITS, lambda: _fit(*digits()))
         variables = classifiers.digits_from(arrays[:2], arrays[2:])
         return FeatureNetwork(name, apply, variables, "1")
+    where = {"what": f"weights of feature network {name!r}", "setting": "evaluation.weights"}
+    if name in lpips.TRUNKS:
+        variables, _ = lpips_files.read(name, weights, **where)
+        return FeatureNetwork(name, partial(_pooled, name), variables, "1")
     path = torch_file.locate(
         weights,
         FILES[name],
-        what=f"weights of feature network {name!r}",
-        setting="evaluation.weights",
+        **where,
         source=inception.WEIGHTS_URL if name == "inception" else "",
     )
     tensors = torch_file.read(path)
@@ -159,6 +176,12 @@ def _inception(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]
     """Grey images become RGB, as when they are saved as such."""
     shape = (*images.shape[:3], 3)
     return inception.Inception().apply(variables, jnp.broadcast_to(images, shape))
+
+
+def _pooled(name: str, variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The means of the last map's channels: features [B, 512] of VGG-16, [B, 256] of AlexNet."""
+    features = lpips.maps(name, variables, images, "highest")[-1].mean(axis=(1, 2))
+    return features, jnp.zeros((len(images), 0))
 
 
 def _stacked_lenet(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:

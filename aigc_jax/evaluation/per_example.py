@@ -1,6 +1,7 @@
 """Evaluators of the held-out examples: means of what a model computes for each of them."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -9,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aigc_jax.evaluation.lpips import Lpips
 from aigc_jax.evaluation.metrics import image_quality
 from aigc_jax.evaluation.results import Row
+from aigc_jax.evaluation.translation import Translated, distances_of
 from aigc_jax.family import Batch
 
 
@@ -29,6 +32,9 @@ class ModelUnderTest:
         at least that many examples, 0 for all.
       name: data set and split of these, such as "cifar10 test".
       are_images: whether PSNR and SSIM mean something for them.
+      lpips: what LPIPS of reconstructions is taken in; None where it is not asked for.
+      translations: () -> {direction: features of translations and of real images}; None without.
+      network, reference: of these features; data set and split that translations should be like.
       key: of the randomness of these functions; batch i is given it with i folded in.
     """
 
@@ -41,6 +47,10 @@ class ModelUnderTest:
     name: str
     are_images: bool
     key: jax.Array
+    lpips: Lpips | None = None
+    translations: Callable[[], Mapping[str, Translated]] | None = None
+    network: str = ""
+    reference: str = ""
 
 
 class Mean(NamedTuple):
@@ -117,28 +127,46 @@ def diagnosis(model: ModelUnderTest, limit: int) -> list[Row]:
 
 
 def reconstruction(model: ModelUnderTest, limit: int) -> list[Row]:
-    """How near reconstructions come to the originals: PSNR in dB, SSIM, MS-SSIM, L1."""
+    """How near reconstructions come to the originals: PSNR in dB, SSIM, MS-SSIM, L1, LPIPS.
+
+    LPIPS without weights is a row without a value, whose note says what to do.
+    """
     if model.reconstruct is None:
         return []
     measure = jax.jit(qualities if model.are_images else distances)
+    lpips = model.lpips and model.lpips.measure
+
+    def compare(images: jax.Array, others: jax.Array) -> dict[str, jax.Array]:
+        found = measure(images, others)
+        return found | {model.lpips.metric: lpips(images, others)} if lpips else found
 
     def evaluate(batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
         found = {}
         for name, (given, reconstructed, *own) in model.reconstruct(batch, key).items():
             (original,) = own or (batch["x"],)
-            for metric, value in measure(original, reconstructed).items():
+            for metric, value in compare(original, reconstructed).items():
                 found[f"{metric}/{name}"] = value
-            for metric, value in measure(original, given).items():
+            for metric, value in compare(original, given).items():
                 found[f"{metric}/{name}/given"] = value
         return found
 
     found = means(evaluate, model.examples(limit), model.key)
     rows = {row.metric: row for row in _rows(model, found)}
-    return [
+    kept = [
         rows[name]._replace(note=f"given {found[name + '/given'].value:.4g}")
         for name in sorted(rows, key=natural)
         if not name.endswith("/given")
     ]
+    if model.lpips and not lpips:
+        kept.append(Row(model.lpips.metric, math.nan, 0, note=model.lpips.note))
+    return kept
+
+
+def translation(model: ModelUnderTest, limit: int) -> list[Row]:
+    """How far translations of all held-out images are from real images of the other domain."""
+    if model.translations is None:
+        return []
+    return distances_of(model.translations(), model.network, model.reference)
 
 
 def qualities(images: jax.Array, others: jax.Array) -> dict[str, jax.Array]:

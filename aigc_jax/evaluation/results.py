@@ -7,6 +7,15 @@ from typing import Any, NamedTuple
 
 from aigc_jax import files
 
+# Settings of sampling that a row states, and where each of them changes nothing.
+NEUTRAL = {
+    "guidance": 1.0,
+    "guidance_rescale": 0.0,
+    "truncation": 0.0,
+    "temperature": 1.0,
+    "eta": 0.0,
+}
+
 
 class Row(NamedTuple):
     """One result and all that it depends on.
@@ -25,6 +34,7 @@ class Row(NamedTuple):
       note: what a reader should know of this value.
       evaluation: the name in `config.evaluations` that this row is of; empty where that is the
         metric's own.
+      calls: how often a sample asked a network (NFE); None where nobody counts.
     """
 
     metric: str
@@ -40,6 +50,7 @@ class Row(NamedTuple):
     seed: int | None = None
     note: str = ""
     evaluation: str = ""
+    calls: int | None = None
 
     @property
     def key(self) -> str:
@@ -56,7 +67,8 @@ def table(rows: Sequence[Row], published: Iterable[Sequence[Any]] = ()) -> str:
         known = [p for p in published if p[0] == row.key]
         sources += [f"{p[0]} {number(p[1])}: {p[2]}" for p in known]
         error = "" if row.error is None else f" ± {number(row.error)}"
-        drawn = [row.sampler, "" if row.steps is None else f"{row.steps} steps", row.weights]
+        drawn = [row.sampler, "" if row.steps is None else f"{row.steps} steps"]
+        drawn += ["" if row.calls is None else f"NFE {row.calls}", row.weights]
         drawn.append("" if row.seed is None else f"seed {row.seed}")
         lines.append(
             [
@@ -83,6 +95,21 @@ def table(rows: Sequence[Row], published: Iterable[Sequence[Any]] = ()) -> str:
 def number(value: float) -> str:
     """Four significant digits."""
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+
+
+def protocol(sampling: Mapping[str, Any], *, calls: int, weights: str, seed: int) -> dict[str, Any]:
+    """What every row states: how samples are drawn, with which parameters, from which seed."""
+    words = [sampling.get("sampler", sampling.get("prior", ""))]
+    for name, neutral in NEUTRAL.items():
+        if sampling.get(name, neutral) not in (neutral, None):
+            words.append(f"{name} {sampling[name]}")
+    return {
+        "sampler": " ".join(filter(None, words)),
+        "steps": sampling.get("steps"),
+        "calls": calls or None,
+        "weights": weights,
+        "seed": seed,
+    }
 
 
 def write(

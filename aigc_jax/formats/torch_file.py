@@ -1,10 +1,12 @@
-"""Weights from files of numpy, safetensors and PyTorch, with no PyTorch installed.
+"""Weights from files of numpy, safetensors and PyTorch, and pickles of numpy's arrays.
 
-PyTorch's files are pickles, and a pickle may call anything: this reader follows the layout that
-torch.save has written since 2017 (legacy, one stream) and since release 1.6 (a zip), and lets the
-pickle name nothing but a dict, a tensor, a parameter and the storages below.
+PyTorch need not be installed. Its files are pickles, and a pickle may call anything: this reader
+follows the layout that torch.save has written since 2017 (legacy, one stream) and since release 1.6
+(a zip), and lets a pickle name nothing but a dict, an array, a tensor, a parameter and the types
+below.
 """
 
+import importlib.util
 import io
 import json
 import math
@@ -13,7 +15,7 @@ import pathlib
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +49,9 @@ SAFETENSORS = {
     "U8": "<u1",
     "BOOL": "?",
 }
+# numpy's pickles: what makes an array, by the name before numpy 2 and since, and types.
+RECONSTRUCT = {("core.multiarray", "_reconstruct"), ("_core.multiarray", "_reconstruct")}
+DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 
 
 class _Storage(NamedTuple):
@@ -64,10 +69,39 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of a .npz, a .safetensors or a PyTorch .pt or .pth that holds a state dict.
+class _DType:
+    """A type of numpy as a pickle describes it."""
 
-    The content tells the kind of file. bfloat16 becomes float32, other types stay.
+    def __init__(self, kind: str, *_: Any) -> None:
+        if kind not in DTYPES:
+            raise pickle.UnpicklingError(f"it asks for arrays of {kind}, which no state dict needs")
+        self.kind = kind
+
+    def __setstate__(self, state: tuple) -> None:
+        if state[1] not in ("<", "|"):
+            raise SettingError("its bytes are big-endian")
+
+
+class _Array:
+    """An array of numpy as a pickle describes it.
+
+    numpy's own classes would take whatever state a forged pickle gives them, object pointers too.
+    """
+
+    values: np.ndarray
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, fortran, raw = state
+        _checked("the type of an array", dtype, _DType)
+        flat = np.frombuffer(_checked("an array's content", raw, bytes), f"<{dtype.kind}")
+        self.values = flat.reshape(shape, order="F" if fortran else "C")
+
+
+def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors of a .npz, a .safetensors, a PyTorch .pt or .pth, or a pickle of numpy's arrays.
+
+    The content tells the kind of file. PyTorch's holds a state dict; a pickle holds dicts of
+    arrays, whose keys become one name, joined by dots. bfloat16 becomes float32, other types stay.
     FileNotFoundError for an absent file. ValueError, naming it, for one that is damaged, that is
     no file of weights, or that asks for anything beyond tensors; nothing of such a file is run.
     """
@@ -93,20 +127,50 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def locate(
-    path: str | None, usual: str, *, what: str, setting: str, source: str = ""
+    path: str | None,
+    usual: str | Sequence[str],
+    *,
+    what: str,
+    setting: str,
+    source: str = "",
+    package: str = "",
+    install: str = "",
 ) -> pathlib.Path:
-    """The file at `path`, or of the usual name in $AIGC_WEIGHTS.
+    """The file at `path`, or the first of the usual names that is in $AIGC_WEIGHTS or a package.
 
-    FileNotFoundError that says what is missing, which setting names it, and where it comes from.
+    Args:
+      path: None looks for the usual names.
+      usual: each is looked for in $AIGC_WEIGHTS, then in the package, and then the next is.
+      what, setting, source: what is missing, which setting names it, and where it comes from, as
+        an error says.
+      package, install: folder within an installed package, "name/folder", none of whose code is
+        run, and the command that installs it.
+
+    Raises:
+      FileNotFoundError: there is none of them.
     """
+    names = (usual,) if isinstance(usual, str) else usual
     folder = os.environ.get("AIGC_WEIGHTS")
-    found = files.expanded(path or pathlib.Path(folder or "") / usual)
-    if (path or folder) and found.is_file():
-        return found
+    within = [files.expanded(folder)] if folder else []
+    candidates = [place / name for name in names for place in (*within, *_installed(package))]
+    candidates = [files.expanded(path)] if path else candidates
+    for found in candidates:
+        if found.is_file():
+            return found
+    at = f" at {candidates[0]}" if path or folder else ""
+    usual = f"{' or '.join(names)}{f' ({source})' if source else ''}"
     raise MissingError(
-        f"no {what}{f' at {found}' if path or folder else ''}: give their file by {setting}, or "
-        f"the folder that holds {usual}{f' ({source})' if source else ''} by $AIGC_WEIGHTS"
+        f"no {what}{at}: {f'{install}, or ' if install else ''}give their file by {setting}, or "
+        f"the folder that holds {usual} by $AIGC_WEIGHTS"
     )
+
+
+def _installed(package: str) -> list[pathlib.Path]:
+    """The folder "name/folder" of an installed package, [] without; its code is not imported."""
+    name, _, folder = package.partition("/")
+    spec = importlib.util.find_spec(name) if name else None
+    places = spec.submodule_search_locations if spec else None
+    return [pathlib.Path(place) / folder for place in places or ()]
 
 
 def _zip(data: bytes) -> dict[str, np.ndarray]:
@@ -128,7 +192,10 @@ def _zip(data: bytes) -> dict[str, np.ndarray]:
 
 def _legacy(data: bytes) -> dict[str, np.ndarray]:
     stream = io.BytesIO(data)
-    magic, protocol, system = (_Unpickler(stream).load() for _ in range(3))
+    magic = _Unpickler(stream).load()
+    if isinstance(magic, dict):
+        return _nested(magic)
+    protocol, system = (_Unpickler(stream).load() for _ in range(2))
     if (magic, protocol) != (LEGACY_MAGIC, LEGACY_PROTOCOL):
         raise SettingError("a pickle, but not one of torch.save")
     if not system["little_endian"]:
@@ -162,7 +229,7 @@ def _safetensors(data: bytes) -> dict[str, np.ndarray]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Gives tensors as _Tensor, notes the storages they lie in, and refuses any other object."""
+    """Gives tensors as _Tensor and arrays as _Array, notes storages, refuses any other object."""
 
     def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream)
@@ -172,6 +239,12 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         # Bound methods and strings: unlike a class, a pickle cannot set attributes of these.
+        if (module, name) == ("numpy", "dtype"):
+            return self._dtype
+        if (module, name) == ("numpy", "ndarray"):
+            return "numpy.ndarray"
+        if (module.removeprefix("numpy."), name) in RECONSTRUCT:
+            return self._reconstruct
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return self._tensor
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
@@ -193,8 +266,26 @@ class _Unpickler(pickle.Unpickler):
         _checked("storage", storage, _Storage)
         return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
+    def _dtype(self, *described: Any) -> _DType:
+        return _DType(*described)
+
+    def _reconstruct(self, *_: Any) -> _Array:
+        return _Array()
+
     def _parameter(self, tensor: _Tensor, *_: Any) -> _Tensor:
         return tensor
+
+
+def _nested(state: Mapping[Any, Any]) -> dict[str, np.ndarray]:
+    """Dicts of arrays as one, whose names are the keys on the way, joined by dots."""
+    found = {}
+    for key, value in state.items():
+        name = _checked("a key", key, str)
+        if isinstance(value, dict):
+            found |= {f"{name}.{rest}": array for rest, array in _nested(value).items()}
+        else:
+            found[name] = _checked(name, value, _Array).values
+    return found
 
 
 def _arrays(state: Any, raw: Mapping[str, bytes]) -> dict[str, np.ndarray]:

@@ -156,9 +156,15 @@ def config_of(network: Mapping[str, Any], *, image_size: int, in_channels: int) 
     """The config.json of a UNet2DModel that computes what UNet(**network) does.
 
     Raises:
-      ValueError: heads that one attention_head_dim cannot express.
+      ValueError: heads that one attention_head_dim cannot express, or inputs that UNet2DModel does
+        not take.
     """
     net = UNet(**network)
+    if net.augment_dim or net.second_time:
+        raise SettingError(
+            "diffusers' UNet2DModel takes neither an augmentation label (network.augment_dim) nor "
+            "a second time (network.second_time), so this network cannot be written for it"
+        )
     channels = [net.width * m for m in net.multipliers]
     attends = [image_size >> i in net.attention for i in range(len(channels))]
     head_dim = net.head_dim or None

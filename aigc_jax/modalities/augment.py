@@ -4,6 +4,7 @@ Each draws its randomness per example from one key, as arrays of shape [B]: how 
 out over devices changes nothing.
 """
 
+from collections.abc import Callable
 from typing import Annotated
 
 import jax
@@ -99,10 +100,39 @@ def affine(x: jax.Array, angles: jax.Array, zooms: jax.Array) -> jax.Array:
         cos, sin = jnp.cos(angle) / zoom, jnp.sin(angle) / zoom
         rows = cos * down + sin * right + (height - 1) / 2
         columns = cos * right - sin * down + (width - 1) / 2
-        return _bilinear(image, rows, columns)
+        return bilinear(image, rows, columns)
 
     # A weighted mean can leave [-1, 1] by rounding alone.
     return jnp.clip(jax.vmap(one)(x, angles, zooms), -1.0, 1.0)
+
+
+def _reflect(index: jax.Array, size: int) -> jax.Array:
+    """..., 2, 1, 0, 1, 2, ..., size - 1, size - 2, ...: a mirror on the outermost pixel."""
+    period = max(2 * (size - 1), 1)
+    index = jnp.mod(index, period)
+    return jnp.minimum(index, period - index) if size > 1 else jnp.zeros_like(index)
+
+
+def bilinear(
+    image: jax.Array,
+    rows: jax.Array,
+    columns: jax.Array,
+    within: Callable[[jax.Array, int], jax.Array] = _reflect,
+) -> jax.Array:
+    """Samples [H, W, C] at fractional positions [H', W'], by default reflected at the border.
+
+    within: (index, size) -> the index in [0, size) that stands for one beyond the border.
+    """
+    top, left = jnp.floor(rows), jnp.floor(columns)
+    below, right = (rows - top)[..., None], (columns - left)[..., None]
+    top, left = top.astype(jnp.int32), left.astype(jnp.int32)
+
+    def at(row: jax.Array, column: jax.Array) -> jax.Array:
+        return image[within(row, image.shape[0]), within(column, image.shape[1])]
+
+    upper = (1 - right) * at(top, left) + right * at(top, left + 1)
+    lower = (1 - right) * at(top + 1, left) + right * at(top + 1, left + 1)
+    return (1 - below) * upper + below * lower
 
 
 def _angles(key: jax.Array, batch: int, degrees: float) -> jax.Array:
@@ -111,24 +141,3 @@ def _angles(key: jax.Array, batch: int, degrees: float) -> jax.Array:
 
 def _zooms(key: jax.Array, batch: int, amount: float) -> jax.Array:
     return jnp.power(1.0 + amount, jax.random.uniform(key, (batch,), minval=-1.0))
-
-
-def _bilinear(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Samples [H, W, C] at fractional positions [H', W'], reflected at the border."""
-    top, left = jnp.floor(rows), jnp.floor(columns)
-    below, right = (rows - top)[..., None], (columns - left)[..., None]
-    top, left = top.astype(jnp.int32), left.astype(jnp.int32)
-
-    def at(row: jax.Array, column: jax.Array) -> jax.Array:
-        return image[_reflect(row, image.shape[0]), _reflect(column, image.shape[1])]
-
-    upper = (1 - right) * at(top, left) + right * at(top, left + 1)
-    lower = (1 - right) * at(top + 1, left) + right * at(top + 1, left + 1)
-    return (1 - below) * upper + below * lower
-
-
-def _reflect(index: jax.Array, size: int) -> jax.Array:
-    """..., 2, 1, 0, 1, 2, ..., size - 1, size - 2, ...: a mirror on the outermost pixel."""
-    period = max(2 * (size - 1), 1)
-    index = jnp.mod(index, period)
-    return jnp.minimum(index, period - index) if size > 1 else jnp.zeros_like(index)

@@ -49,10 +49,30 @@ def sinusoidal_embedding(
 
 
 def dense(
-    x: jax.Array, features: int, *, name: str, init: nn.initializers.Initializer = INIT
+    x: jax.Array,
+    features: int,
+    *,
+    name: str,
+    init: nn.initializers.Initializer = INIT,
+    use_bias: bool = True,
 ) -> jax.Array:
     """A linear map of the last axis, inside a compact module: on an image, a 1x1 convolution."""
-    return nn.Dense(features, dtype=x.dtype, kernel_init=init, name=name)(x)
+    layer = nn.Dense(features, use_bias, dtype=x.dtype, kernel_init=init, name=name)
+    return layer(x)
+
+
+def augment_embedding(
+    augment: jax.Array | None, batch: int, augment_dim: int, features: int
+) -> jax.Array:
+    """A linear map of how examples were augmented, [B, features], inside a compact module.
+
+    augment: [B, augment_dim] float32; None is zeros, an example as it is, which this maps to zeros.
+
+    Karras, Aittala, Aila & Laine 2022 (arXiv:2206.00364), appendix F.2.
+    """
+    if augment is None:
+        augment = jnp.zeros((batch, augment_dim), jnp.float32)
+    return dense(augment, features, name="augment", use_bias=False)
 
 
 def conv(
@@ -132,12 +152,15 @@ class SelfAttention(nn.Module):
 
     Attributes:
         head_dim: channels of a head; there are then C / head_dim of them. 0: `heads`.
+        qkv_init, out_init: of the kernels of q, k and v, and of the last.
     """
 
     heads: int = 1
     groups: int = 32
     eps: float = EPSILON
     head_dim: int = 0
+    qkv_init: nn.initializers.Initializer = INIT
+    out_init: nn.initializers.Initializer = ZERO
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -148,12 +171,12 @@ class SelfAttention(nn.Module):
         heads = c // self.head_dim if self.head_dim else self.heads
         h = GroupNorm(self.groups, self.eps, name="norm")(x)
         q, k, v = (
-            dense(h, c, name=name).reshape(b, height * width, heads, c // heads)
+            dense(h, c, name=name, init=self.qkv_init).reshape(b, height * width, heads, c // heads)
             for name in ("q", "k", "v")
         )
         # Scores and softmax are float32 in here whatever the activations are.
         h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
-        return x + dense(h, c, name="out", init=ZERO)
+        return x + dense(h, c, name="out", init=self.out_init)
 
 
 class Downsample(nn.Module):
@@ -187,6 +210,12 @@ def nearest(x: jax.Array, times: int) -> jax.Array:
     return x.reshape(b, times * h, times * w, c)
 
 
+def mean_pool(x: jax.Array) -> jax.Array:
+    """Means of 2x2. [B, H, W, C] to [B, H/2, W/2, C]."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
 def halved_sides(sides: Sequence[int], halvings: int, setting: str) -> tuple[int, int]:
     """(height, width) of an image of these sides after so many halvings.
 
@@ -218,3 +247,16 @@ def check_label(label: jax.Array | None, num_classes: int, *, optional: bool = F
         raise SettingError(f"a network with num_classes={num_classes} was given no label")
     if not num_classes and label is not None:
         raise SettingError("a label was given to a network with num_classes=0")
+
+
+def check_extra(
+    augment: jax.Array | None, augment_dim: int, t2: jax.Array | None, second_time: bool
+) -> None:
+    """ValueError for an augmentation label or a second time that a network does not take."""
+    if augment is not None and augment.shape[1:] != (augment_dim,):
+        raise SettingError(
+            f"an augmentation label of shape {augment.shape} was given to a network with "
+            f"network.augment_dim={augment_dim}"
+        )
+    if t2 is not None and not second_time:
+        raise SettingError("a second time was given to a network with network.second_time=False")

@@ -23,6 +23,8 @@ from aigc_jax.networks.layers import (
     ResBlock,
     SelfAttention,
     Upsample,
+    augment_embedding,
+    check_extra,
     check_label,
     conv,
     dense,
@@ -50,6 +52,8 @@ class UNet(nn.Module):
         norm_eps: of every GroupNorm, added to the variance.
         downsample_padding: 0 pads a map at its end before it is halved, 1 at its beginning too.
         freq_shift, flip_sin_to_cos: of the embedding of time, see `sinusoidal_embedding`.
+        augment_dim: numbers that say how an example was augmented; 0 for none.
+        second_time: whether the network is told a second time, as one that jumps between two is.
         dtype: of the activations, "float32" or "bfloat16". Parameters are float32, and norms,
             softmax, embeddings and the last convolution compute in float32.
     """
@@ -68,27 +72,38 @@ class UNet(nn.Module):
     downsample_padding: Annotated[int, Range(0, 1)] = 0
     freq_shift: Annotated[int, Range(0, 1)] = 1
     flip_sin_to_cos: bool = False
+    augment_dim: Whole = 0
+    second_time: bool = False
     dtype: DType = "float32"
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, t: jax.Array, label: jax.Array | None = None, *, train: bool = False
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        label: jax.Array | None = None,
+        *,
+        augment: jax.Array | None = None,
+        t2: jax.Array | None = None,
+        train: bool = False,
     ) -> jax.Array:
         """Returns [B, H, W, out_channels] float32.
 
         x: [B, H, W, C]. t: [B], in steps 0..T-1. label: [B] int32; num_classes, like no label at
-        all, is the null row. Dropout draws from rng "dropout" when train is True.
+        all, is the null row. augment: [B, augment_dim] float32, zeros where it is None. t2: [B],
+        as t, which it is where it is None. Dropout draws from rng "dropout" when train is True.
         ValueError for an image that cannot be halved often enough, for groups that do not divide
-        the width and for a label where num_classes is 0.
+        the width and for an input that the attributes do not announce.
         """
         groups = min(self.groups, self.width)
         self._check(x, groups, label)
+        check_extra(augment, self.augment_dim, t2, self.second_time)
         norm = {"groups": groups, "eps": self.norm_eps}
         block = partial(ResBlock, dropout=self.dropout, **norm)
         attention = partial(SelfAttention, heads=self.heads, head_dim=self.head_dim, **norm)
         widths = [self.width * m for m in self.multipliers]
 
-        embedding = self._embedding(t, label)
+        embedding = self._embedding(t, label, augment, t2)
         h = conv(x.astype(self.dtype), self.width, name="conv_in")
 
         skips = [h]
@@ -119,14 +134,20 @@ class UNet(nn.Module):
         h = nn.swish(GroupNorm(**norm, name="norm_out")(h.astype(jnp.float32)))
         return conv(h, self.out_channels, name="conv_out", init=ZERO)
 
-    def _embedding(self, t: jax.Array, label: jax.Array | None) -> jax.Array:
-        """The time, and the label if there are any, as [B, 4 * width] float32."""
+    def _embedding(
+        self,
+        t: jax.Array,
+        label: jax.Array | None,
+        augment: jax.Array | None,
+        t2: jax.Array | None,
+    ) -> jax.Array:
+        """The time, and whatever else the network is told, as [B, 4 * width] float32."""
         features = 4 * self.width
-        h = sinusoidal_embedding(
-            t, self.width, freq_shift=self.freq_shift, flip_sin_to_cos=self.flip_sin_to_cos
-        )
-        h = dense(h, features, name="time_0")
-        h = dense(nn.swish(h), features, name="time_1")
+        h = self._time(t, "time")
+        if self.second_time:
+            h = h + self._time(t if t2 is None else t2, "second_time")
+        if self.augment_dim:
+            h = h + augment_embedding(augment, len(t), self.augment_dim, features)
         if self.num_classes:
             if label is None:
                 label = jnp.full(t.shape, self.num_classes, jnp.int32)
@@ -135,6 +156,14 @@ class UNet(nn.Module):
                 label
             )
         return h
+
+    def _time(self, t: jax.Array, name: str) -> jax.Array:
+        features = 4 * self.width
+        h = sinusoidal_embedding(
+            t, self.width, freq_shift=self.freq_shift, flip_sin_to_cos=self.flip_sin_to_cos
+        )
+        h = dense(h, features, name=f"{name}_0")
+        return dense(nn.swish(h), features, name=f"{name}_1")
 
     def _check(self, x: jax.Array, groups: int, label: jax.Array | None) -> None:
         if self.width % groups:

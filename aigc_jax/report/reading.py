@@ -20,6 +20,7 @@ PROTOCOL = {  # of a score, as an evaluation's rows name it: as the page does
     "reference": "reference",
     "sampler": "sampler",
     "steps": "sampling steps",
+    "calls": "network calls a sample (NFE)",
     "weights": "weights",
     "seed": "seed",
     "note": "note",

@@ -7,9 +7,10 @@
 
 An evaluation has a name and settings: `{"fid": {}, "fid_ddim50": {"metric": "fid", "sampling":
 {"sampler": "ddim", "steps": 50}}, "fid_lenet": {"metric": "fid", "network": "lenet"}}`. The metric
-is the name's own where none is given; `sampling` replaces values of `config.sampling`; any other
-setting replaces one of `config.evaluation`. What several evaluations need, samples, features and
-feature networks, they share. On a schedule the same happens with fewer samples (`scheduled`).
+is the name's own where none is given; `sampling` replaces values of `config.sampling`; `ema` is the
+half-life of another average that the run keeps; any other setting replaces one of
+`config.evaluation`. What several evaluations need, samples, features and feature networks, they
+share. On a schedule the same happens with fewer samples (`scheduled`).
 """
 
 import json
@@ -17,36 +18,25 @@ import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from tqdm import tqdm
 
 from aigc_jax import modalities, streams
-from aigc_jax.data import mixtures
 from aigc_jax.errors import SettingError
-from aigc_jax.evaluation import evaluators, features, results
-from aigc_jax.evaluation.comparison import ImageComparison, PointComparison, RealSplit
-from aigc_jax.evaluation.features import Features
+from aigc_jax.evaluation import evaluators, results
 from aigc_jax.evaluation.per_example import ModelUnderTest
 from aigc_jax.family import Family, Variables
 from aigc_jax.runs import examples, pictures
-from aigc_jax.runs.evaluations import (
-    Evaluation,
-    Rebuild,
-    check,
-    compared_with,
-    open_network,
-    shared_examples,
-)
+from aigc_jax.runs.evaluations import Evaluation, Rebuild, check, open_network
 from aigc_jax.runs.examples import RealData
-from aigc_jax.runs.extractors import FeatureExtractor, FeatureExtractors, real_split
-from aigc_jax.sampling.driver import Driver, draw
+from aigc_jax.runs.extractors import FeatureExtractor, FeatureExtractors
+from aigc_jax.runs.networks import with_networks
+from aigc_jax.runs.sample_evaluations import SampleEvaluations
+from aigc_jax.sampling.driver import Driver
 
-T = TypeVar("T")
-# Settings of sampling that a row states, and where each of them changes nothing.
-NEUTRAL = {"guidance": 1.0, "truncation": 0.0, "temperature": 1.0, "eta": 0.0}
+# Half-life of an average that the model under test keeps beside its own -> what to compute with.
+Averages = Callable[[float], Variables]
 
 
 class Result(NamedTuple):
@@ -118,7 +108,7 @@ class Evaluator:
     @property
     def networks(self) -> tuple[str, ...]:
         """Names of the feature networks that the evaluations use."""
-        found = (e for e in self.planned if e.metric in evaluators.DISTRIBUTION)
+        found = (e for e in self.planned if e.metric in evaluators.OF_NETWORK)
         return tuple(dict.fromkeys(e.settings["network"] for e in found))
 
     def sampled_as(self, sampling: Mapping[str, Any]) -> str:
@@ -159,7 +149,15 @@ class Evaluator:
             key=streams.evaluation(self.seed),
         )
 
-    def run(self, variables: Variables, *, seed: int, weights: str, real: bool = True) -> Result:
+    def run(
+        self,
+        variables: Variables,
+        *,
+        seed: int,
+        weights: str,
+        real: bool = True,
+        averages: Averages | None = None,
+    ) -> Result:
         """Rows of every evaluation, those of examples first, and the pictures that go with them.
 
         Last come those of `left_out`. An evaluation of samples that no metric is defined for, such
@@ -170,214 +168,63 @@ class Evaluator:
           seed: of the samples; sample i depends on (seed, i) only.
           weights: what rows say of the variables: "EMA", "raw" or "as given".
           real: also takes each metric of samples of held-out real data.
+          averages: gives the model's other averages, where an evaluation names one.
 
         Raises:
           ValueError: not one evaluation has a value.
         """
-        rows = self.of_examples(variables, weights=weights)
-        session = _Session(self, variables, seed)
-        rows += session.rows(weights, real)
+        rows, shown = self.of_examples(variables, weights=weights, averages=averages), []
+        for planned, own, words in self._models(True, variables, weights, averages):
+            samples = SampleEvaluations(self, planned, own, seed)
+            rows += samples.rows(words, real)
+            shown += samples.nearest()
+            if own is variables:
+                shown += samples.figures()
         if rows and not any(row.n for row in rows):
             told = dict.fromkeys(row.note for row in rows)
             raise SettingError(f"nothing can be evaluated: {'; '.join(told)}")
-        return Result(rows + self.left_out, session.pictures())
+        return Result(rows + self.left_out, shown)
 
-    def of_examples(self, variables: Variables, *, weights: str) -> list[results.Row]:
-        """Rows of the evaluations of held-out examples."""
-        model, rows = self.model(variables), []
-        for e in self.planned:
-            if not e.draws:
-                found = evaluators.of_examples(e.metric, model, limit=e.limit, weights=weights)
+    def of_examples(
+        self, variables: Variables, *, weights: str, averages: Averages | None = None
+    ) -> list[results.Row]:
+        """Rows of the evaluations of held-out examples; arguments as those of `run`."""
+        rows = []
+        for planned, own, words in self._models(False, variables, weights, averages):
+            model = self.model(own)
+            for e in planned:
+                judged = with_networks(model, e, self.family, own, self.data, self.extractors)
+                found = evaluators.of_examples(e.metric, judged, limit=e.limit, weights=words)
                 rows += [row._replace(evaluation=e.label) for row in found]
         return rows
 
     def of_samples(
-        self, variables: Variables, *, seed: int, weights: str, real: bool = True
+        self,
+        variables: Variables,
+        *,
+        seed: int,
+        weights: str,
+        real: bool = True,
+        averages: Averages | None = None,
     ) -> list[results.Row]:
         """Rows of the evaluations of samples; arguments and errors as those of `run`."""
-        return _Session(self, variables, seed).rows(weights, real)
-
-
-class _Session:
-    """Samples of one model and what is made of them, each once for all evaluations."""
-
-    def __init__(self, evaluator: Evaluator, variables: Variables, seed: int) -> None:
-        self._of, self._variables, self._seed = evaluator, variables, seed
-        self._planned = [e for e in evaluator.planned if e.draws]
-        self._made: dict[tuple, Any] = {}
-        self._undefined: set[str] = set()  # names of evaluations of what no metric is defined for
-
-    def rows(self, weights: str, real: bool) -> list[results.Row]:
-        """Rows of every evaluation of samples."""
         rows = []
-        for e in self._planned:
-            sampling = {**self._of.sampling, **e.sampling}
-            stated = protocol(sampling, weights=weights, seed=self._seed)
-            try:
-                found = evaluators.of_samples(e.metric, self._comparison(e), real=real, **stated)
-            except SettingError as error:
-                found = [results.Row(e.metric, math.nan, 0, note=str(error), **stated)]
-                self._undefined.add(e.name)
-            shared = shared_examples(e, self._of.data)
-            for row in found:
-                words = filter(None, [row.note, row.reference and shared])
-                rows.append(row._replace(evaluation=e.label, note="; ".join(words)))
+        for planned, own, words in self._models(True, variables, weights, averages):
+            rows += SampleEvaluations(self, planned, own, seed).rows(words, real)
         return rows
 
-    def pictures(self) -> list[pictures.Picture]:
-        """The samples nearest to training data, where memorisation is asked for; figures."""
-        found, kind = [], self._of.data.spec.kind
-        for e in self._planned:
-            if e.metric == "memorisation" and e.name not in self._undefined:
-                picture = pictures.nearest(self._comparison(e), self._samples(e), kind)
-                if e.label:
-                    picture = picture._replace(
-                        word=f"{picture.word}-{e.label}", caption=f"{e.label}. {picture.caption}"
-                    )
-                found.append(picture)
-        family = self._of.family
-        if family.views and family.views.figures:
-            variables = self._prepared({})
-            found += pictures.figures(family, variables, self._of.mesh, self._seed, kind)
-        return found
+    def _models(
+        self, draws: bool, variables: Variables, weights: str, averages: Averages | None
+    ) -> Iterator[tuple[list[Evaluation], Variables, str]]:
+        """(evaluations of one average, what to compute with, what rows say of it).
 
-    def _once(self, key: tuple, make: Callable[[], T]) -> T:
-        """What `make` gives, or raises, computed when it is first asked for by this key."""
-        if key not in self._made:
-            try:
-                self._made[key] = make()
-            except SettingError as error:
-                self._made[key] = error
-        if isinstance(self._made[key], SettingError):
-            raise self._made[key]
-        return self._made[key]
-
-    def _most(self, same: Callable[[Evaluation], Any], e: Evaluation) -> int:
-        """The largest number of samples of all evaluations that share something with this one."""
-        return max(other.count for other in self._planned if same(other) == same(e))
-
-    def _prepared(self, sampling: Mapping[str, Any]) -> Variables:
-        """The variables with all that samples of this kind need."""
-        family, own = self._of.family_of(sampling), self._of.family
-        name = family.drawing.prepared_as if family.drawing else ""
-        if own.drawing is None or (
-            name == own.drawing.prepared_as and jax.tree.leaves(self._variables.prepared)
-        ):
-            return self._variables
-        bare = self._variables._replace(prepared={})
-        codes = partial(examples.training_codes, data=self._of.data, mesh=self._of.mesh)
-        return self._once(
-            ("prepared", name), lambda: examples.prepare(family, bare, self._of.mesh, codes)
-        )
-
-    def _samples(self, e: Evaluation) -> np.ndarray:
-        """The samples of an evaluation, as stored: the first of all that are drawn so."""
-
-        def same(other: Evaluation) -> str:
-            return self._of.sampled_as(other.sampling)
-
-        def make() -> np.ndarray:
-            return np.concatenate(list(self._draw(e.sampling, self._most(same, e))))
-
-        return self._once(("samples", same(e)), make)[: e.count]
-
-    def _draw(self, sampling: Mapping[str, Any], count: int) -> Iterator[np.ndarray]:
-        """Yields samples in batches, as stored.
-
-        An image becomes bytes, as if it had been saved.
+        The first are those that name none, if only for the pictures that go with no evaluation.
         """
-        family, variables = self._of.family_of(sampling), self._prepared(sampling)
-        to_stored = modalities.of(self._of.data.spec.kind).to_stored
-        batches = draw(
-            self._of.driver(sampling),
-            variables,
-            self._of.mesh,
-            seed=self._seed,
-            count=count,
-            labels=pictures.labels_of(family),
-            batch_size=self._of.batch_size,
-        )
-        with tqdm(total=count, unit="img", desc="sampling", disable=None, leave=False) as bar:
-            for batch in batches:
-                if not np.isfinite(batch).all():
-                    raise SettingError(
-                        "samples are not finite: the model has diverged; take an earlier --step"
-                    )
-                bar.update(len(batch))
-                yield to_stored(batch)
-
-    def _features(self, e: Evaluation) -> Features:
-        """Features of an evaluation's samples."""
-
-        def same(other: Evaluation) -> tuple:
-            return self._of.sampled_as(other.sampling), *_network(other)
-
-        def make() -> Features:
-            largest = e._replace(count=self._most(same, e))
-            return self._of.extractor(e)(self._samples(largest))
-
-        found = self._once(("features", *same(e)), make)
-        return Features(*(x[: e.count] for x in found))
-
-    def _split(self, name: str, e: Evaluation) -> RealSplit:
-        """A split of real data, with features where the evaluation takes any."""
-        judged = e.metric in evaluators.DISTRIBUTION
-        return self._once(
-            ("split", name, judged, *(_network(e) if judged else ())),
-            lambda: real_split(self._of.data, name, self._of.extractor(e) if judged else None),
-        )
-
-    def _comparison(self, e: Evaluation) -> ImageComparison | PointComparison:
-        """What the evaluator of an evaluation sees; one for all evaluations alike."""
-        data, settings = self._of.data, e.settings
-        reference, held_out = compared_with(e, data)
-        if e.metric in evaluators.POINTS:
-            centres, std = mixtures.MIXTURES[data.name]()
-            split = self._split(held_out, e)
-            make = partial(PointComparison, lambda: self._samples(e), split, centres, std)
-            key = (self._of.sampled_as(e.sampling), e.count, held_out)
-            return self._once(("points", *key), make)
-
-        def images() -> ImageComparison:
-            labels = pictures.labels_of(self._of.family_of(e.sampling))
-            return ImageComparison(
-                network=settings["network"],
-                drawn=lambda: self._features(e),
-                labels=None if labels is None else np.arange(e.count) % len(labels),
-                reference=self._split(reference, e),
-                held_out=self._split(held_out, e),
-                statistics=_statistics(settings["statistics"]),
-                manifold_count=settings["manifold_count"],
-            )
-
-        used = ("reference_split", "statistics", "manifold_count")
-        key = (self._of.sampled_as(e.sampling), e.count, *_network(e), *(settings[k] for k in used))
-        return self._once(("images", *key), images)
-
-
-def _network(e: Evaluation) -> tuple[str, str | None]:
-    """What tells the feature network of an evaluation from all others."""
-    return e.settings["network"], e.settings["weights"]
-
-
-def _statistics(path: str) -> tuple[np.ndarray, np.ndarray, str] | None:
-    if not path:
-        return None
-    return *features.load_statistics(path), pathlib.Path(path).name
-
-
-def protocol(sampling: Mapping[str, Any], *, weights: str, seed: int) -> dict[str, Any]:
-    """What every row states: how samples are drawn, with which parameters, from which seed."""
-    words = [sampling.get("sampler", sampling.get("prior", ""))]
-    for name, neutral in NEUTRAL.items():
-        if sampling.get(name, neutral) != neutral:
-            words.append(f"{name} {sampling[name]}")
-    return {
-        "sampler": " ".join(filter(None, words)),
-        "steps": sampling.get("steps"),
-        "weights": weights,
-        "seed": seed,
-    }
+        chosen = [e for e in self.planned if e.draws == draws]
+        yield [e for e in chosen if e.ema is None], variables, weights
+        for half_life in dict.fromkeys(e.ema for e in chosen if e.ema is not None):
+            own = [e for e in chosen if e.ema == half_life]
+            yield own, averages(half_life), f"EMA {half_life:g}"
 
 
 def write(

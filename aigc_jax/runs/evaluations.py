@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax import modalities
-from aigc_jax.checks import Count, OneOf, Whole, arguments, kinds, one_of, shown, value
+from aigc_jax.checks import Count, OneOf, Positive, Whole, arguments, kinds, one_of, shown, value
 from aigc_jax.data import mixtures
 from aigc_jax.errors import SettingError
-from aigc_jax.evaluation import evaluators, features
+from aigc_jax.evaluation import evaluators, features, lpips
 from aigc_jax.evaluation.results import Row
 from aigc_jax.family import DataSpec, Family, Variables
+from aigc_jax.runs import averages
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractor, FeatureExtractors
+from aigc_jax.training import ema as ema_settings
 
 Rebuild = Callable[[Mapping[str, Any]], Family]
 OF_THE_RUN = ("at_end",)  # keys of `config.evaluation` that no single evaluation can replace
@@ -30,6 +32,8 @@ class Settings(NamedTuple):
       network, weights: the feature network, and its file (None: looked for in $AIGC_WEIGHTS).
       count: samples; examples: held-out ones on a schedule, 0 for all.
       reference_split: what samples are compared with.
+      lpips, lpips_weights: the network of the reconstructions' LPIPS, and its file, as `lpips.load`
+        takes them.
       statistics: file of a mean and a covariance to take the Fréchet distance to; "": none.
       manifold_count: most images where all pairs are compared.
       likelihood_count: examples whose likelihood is bounded; 0 for all.
@@ -39,6 +43,8 @@ class Settings(NamedTuple):
 
     network: Annotated[str, OneOf(features.NAMES)]
     weights: str | None
+    lpips: Annotated[str, OneOf(lpips.CHOICES)]
+    lpips_weights: str | None
     count: Count
     reference_split: str
     statistics: str
@@ -59,6 +65,8 @@ class Evaluation(NamedTuple):
       settings: `config.evaluation`, with what it replaces of that.
       count: samples that it is of.
       limit: held-out examples that it is of, in whole batches; 0 for all.
+      ema: half-life of the average that it is of, in images; None for that which is asked for, or
+        the run's own.
     """
 
     name: str
@@ -67,11 +75,17 @@ class Evaluation(NamedTuple):
     settings: Mapping[str, Any]
     count: int = 0
     limit: int = 0
+    ema: float | None = None
 
     @property
     def draws(self) -> bool:
         """Whether it takes samples."""
         return self.metric in evaluators.OF_SAMPLES
+
+    @property
+    def compares(self) -> bool:
+        """Whether it compares what the model makes with a split of real data."""
+        return self.draws or self.metric == "translation"
 
     @property
     def to_statistics(self) -> bool:
@@ -111,19 +125,24 @@ def _evaluation(name: str, given: Mapping[str, Any], settings: Mapping[str, Any]
         raise SettingError(f"evaluations.{name} is a mapping of settings, not {shown(given)}")
     own = dict(given)
     metric, sampling = own.pop("metric", name), own.pop("sampling", {})
+    ema = own.pop("ema", None)
     value(f"evaluations.{name}.sampling", sampling, Mapping)
+    value(f"evaluations.{name}.ema", ema, Positive | None)
     one_of(f"evaluations.{name}.metric", metric, evaluators.NAMES)
-    known = ("metric", "sampling", *(key for key in settings if key not in OF_THE_RUN))
+    known = ("metric", "sampling", "ema", *(key for key in settings if key not in OF_THE_RUN))
     for key, of_key in own.items():
         one_of(f"a setting of evaluations.{name}", key, known)
         value(f"evaluations.{name}.{key}", of_key, kinds(Settings)[key])
     if sampling and metric not in evaluators.OF_SAMPLES:
         raise SettingError(f"evaluations.{name}.sampling: metric {metric!r} takes no samples")
     both = {**settings, **own}
+    lacks = evaluators.without_classes(metric, both["network"])
+    if lacks and "network" in own:
+        raise SettingError(f"evaluations.{name}: metric {metric!r} {lacks}")
     if metric in evaluators.OF_SAMPLES:
-        return Evaluation(name, metric, dict(sampling), both, count=both["count"])
+        return Evaluation(name, metric, dict(sampling), both, count=both["count"], ema=ema)
     limit = both["likelihood_count"] if metric == "likelihood" else 0
-    return Evaluation(name, metric, {}, both, limit=limit)
+    return Evaluation(name, metric, {}, both, limit=limit, ema=ema)
 
 
 def scheduled(planned: Sequence[Evaluation], settings: Mapping[str, Any]) -> tuple[Evaluation, ...]:
@@ -143,8 +162,15 @@ def scheduled(planned: Sequence[Evaluation], settings: Mapping[str, Any]) -> tup
 
 
 def splits(planned: Iterable[Evaluation]) -> tuple[str, ...]:
-    """The splits that samples are compared with; held-out data are the run's own test split."""
-    return tuple(dict.fromkeys(e.settings["reference_split"] for e in planned if e.draws))
+    """The splits that what a model makes is compared with; held out is the run's own test split."""
+    return tuple(dict.fromkeys(e.settings["reference_split"] for e in planned if e.compares))
+
+
+def names_of_samples(e: Evaluation, family: Family) -> list[str]:
+    """Names of the metrics of an evaluation of samples: "fid", "fid_ddim50/fid", ..."""
+    labelled = bool(family.drawing and family.drawing.conditions)
+    metrics = evaluators.metrics(e.metric, e.settings["network"], labelled)
+    return [Row(metric, 0.0, 0, evaluation=e.label).key for metric in metrics]
 
 
 def scheduled_names(
@@ -156,9 +182,7 @@ def scheduled_names(
     """
     for e in planned:
         if e.draws:
-            labelled = bool(family.drawing and family.drawing.conditions)
-            for metric in evaluators.metrics(e.metric, e.settings["network"], labelled):
-                yield f"eval/{Row(metric, 0.0, 0, evaluation=e.label).key}"
+            yield from (f"eval/{name}" for name in names_of_samples(e, family))
     key = jax.eval_shape(jax.random.key, 0)
     variables = Variables(*jax.eval_shape(family.init, key))
     fields = {name: (field.shape, jnp.float32) for name, field in spec.fields.items()}
@@ -179,6 +203,16 @@ def check_draws(family: Family, asked: Iterable[str]) -> None:
             "this family translates images and draws none from noise: use --mode=translate, and "
             f"do not ask for {', '.join(asked)}"
         )
+
+
+def check_averages(planned: Iterable[Evaluation], settings: ema_settings.Settings) -> None:
+    """Raises ValueError where an evaluation is of an average that a run does not keep."""
+    for e in planned:
+        if e.ema is not None:
+            try:
+                averages.check_half_life(e.ema, settings)
+            except SettingError as error:
+                raise SettingError(f"evaluations.{e.name}.ema: {error}") from error
 
 
 def check_sampling(
@@ -204,12 +238,13 @@ def check(
     """Finds all that can be wrong with evaluations before any of their work is done.
 
     Returns:
-      {name of an evaluation that so few examples allow no value of: what it lacks, in words}.
+      {name of an evaluation without a value, of too few examples or with a network that tells no
+      classes: what it lacks, in words}.
 
     Raises:
-      ValueError: samples asked of a family without, metrics of another kind of data, fewer than two
-        samples, a sampler that cannot be built, a feature network of other images, statistics of
-        another network; examples too few for any of the evaluations.
+      ValueError: samples or translations asked of a family without, metrics of another kind of
+        data, fewer than two samples, a sampler that cannot be built, a feature network of other
+        images, statistics of another network; not one evaluation that has what it needs.
       FileNotFoundError: weights or statistics that are not there.
     """
     planned = tuple(planned)
@@ -229,6 +264,11 @@ def check(
             network = open_network(e, data, extractors)
             if e.settings["statistics"]:
                 _check_statistics(e.settings["statistics"], network, data.spec.shape)
+    for e in planned:
+        open_lpips(e, family, data, extractors)
+        if e.metric == "translation":
+            _check_translation(e, family, data)
+            open_network(e, data, extractors)
     return _lacking(planned, data)
 
 
@@ -248,14 +288,16 @@ def shared_examples(e: Evaluation, data: RealData) -> str:
 
 
 def _lacking(planned: Sequence[Evaluation], data: RealData) -> dict[str, str]:
-    """{name of an evaluation with too few examples: what it lacks}; ValueError where all have."""
+    """{name of an evaluation: what it lacks, examples or classes}; ValueError where all do."""
     found = {}
     for e in planned:
         if e.draws:
             reference = len(data.dataset.sources[compared_with(e, data)[0]])
             reference = math.inf if e.to_statistics else reference
             compared = e.settings["manifold_count"]
-            if words := evaluators.lacking(e.metric, e.count, reference, compared):
+            words = evaluators.without_classes(e.metric, e.settings["network"])
+            words = words or evaluators.lacking(e.metric, e.count, reference, compared)
+            if words:
                 found[e.name] = words
     if found and len(found) == len(planned):
         told = "; ".join(f"{name} {words}" for name, words in found.items())
@@ -293,9 +335,37 @@ def _check_kind(evaluation: Evaluation, data: RealData) -> None:
         )
 
 
+def _check_translation(e: Evaluation, family: Family, data: RealData) -> None:
+    """Raises ValueError where a family does not translate, or data have no such split."""
+    if family.translate is None:
+        raise SettingError(f"this family does not translate images: do not ask for {e.name}")
+    split = f"evaluation.reference_split of {e.name}"
+    one_of(split, e.settings["reference_split"], data.dataset.sources)
+
+
 def open_network(
     evaluation: Evaluation, data: RealData, extractors: FeatureExtractors
 ) -> FeatureExtractor:
     """The feature network of an evaluation; raises as `FeatureExtractors.open`."""
     settings = evaluation.settings
     return extractors.open(settings["network"], settings["weights"], data.spec.shape)
+
+
+def open_lpips(
+    evaluation: Evaluation, family: Family, data: RealData, extractors: FeatureExtractors
+) -> lpips.Lpips | None:
+    """What LPIPS of an evaluation's reconstructions is taken in, None where there are none.
+
+    Raises as `lpips.load`; ValueError too where it is asked for of data that are no images.
+    """
+    chosen, weights = (evaluation.settings[key] for key in ("lpips", "lpips_weights"))
+    if evaluation.metric != "reconstruction" or not (family.views and family.views.reconstruct):
+        return None
+    if not modalities.of(data.spec.kind).judged_in_features:
+        if chosen not in (lpips.AUTO, ""):
+            raise SettingError(
+                f"evaluation.lpips={chosen} compares images, and {data.name!r} holds "
+                f"{data.spec.kind}: set it to ''"
+            )
+        return None
+    return extractors.open_lpips(chosen, weights, data.spec.shape)

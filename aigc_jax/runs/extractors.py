@@ -15,7 +15,7 @@ from tqdm import tqdm
 from aigc_jax import files
 from aigc_jax.data import digits, loader
 from aigc_jax.errors import SettingError
-from aigc_jax.evaluation import features
+from aigc_jax.evaluation import features, lpips
 from aigc_jax.evaluation.comparison import RealSplit
 from aigc_jax.evaluation.features import FeatureNetwork, Features
 from aigc_jax.runs.examples import RealData
@@ -66,6 +66,7 @@ class FeatureExtractors:
     def __init__(self, mesh: Any, batch_size: int = 64) -> None:
         self._mesh, self._batch_size = mesh, batch_size
         self._open: dict[tuple[str, str | None], FeatureExtractor] = {}
+        self._lpips: dict[tuple, lpips.Lpips | None] = {}
 
     def open(self, network: str, weights: str | None, shape: tuple[int, ...]) -> FeatureExtractor:
         """The extractor of a network by name, for images of this shape.
@@ -81,6 +82,18 @@ class FeatureExtractors:
             found = features.load(network, weights, train, cache_folder())
             self._open[key] = extractor(found, self._mesh, self._batch_size)
         return self._open[key]
+
+    def open_lpips(
+        self, chosen: str, weights: str | None, shape: tuple[int, ...]
+    ) -> lpips.Lpips | None:
+        """LPIPS, its weights on the devices; arguments and errors as those of `lpips.load`."""
+        key = (chosen, weights, shape)
+        if key not in self._lpips:
+            found = lpips.load(chosen, weights, shape)
+            if found and found.variables is not None:
+                found = found._replace(variables=sharding.place(found.variables, self._mesh))
+            self._lpips[key] = found
+        return self._lpips[key]
 
 
 def extractor(network: FeatureNetwork, mesh: Any, batch_size: int = 64) -> FeatureExtractor:

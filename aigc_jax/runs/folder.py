@@ -17,6 +17,7 @@ FREE = (
     "data.data_dir",
     "data.in_memory",
     "data.path",
+    "ema.snapshots",
     "evaluation",
     "evaluations",
     "init_from",  # read at step 0 only

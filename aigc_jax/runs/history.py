@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from aigc_jax import files
+from aigc_jax.runs.averages import POSTHOC
 
 # Folders of what belongs to a checkpoint, whose step stands in each name.
 OF_STEPS = ("samples", "reconstructions", "evaluations", "generated")
@@ -74,7 +75,8 @@ def supersede(workdir: pathlib.Path, step: int) -> None:
     metrics = workdir / "metrics.jsonl"
     if metrics.is_file():
         files.write_text(aside / metrics.name, metrics.read_text())
-    for folder in OF_STEPS:
+    made = [path.relative_to(workdir) for path in sorted((workdir / POSTHOC).glob("*"))]
+    for folder in (*OF_STEPS, *made):
         for path in sorted((workdir / folder).glob("*")):
             found = STEP.search(path.name)
             if found and int(found[1]) > step:

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from aigc_jax import build, checks, files, streams
 from aigc_jax.errors import MissingError, SettingError
 from aigc_jax.family import DataSpec, Family, Field, Variables
-from aigc_jax.runs import examples, weights
+from aigc_jax.runs import averages, examples, weights
 from aigc_jax.runs import folder as folders
 from aigc_jax.sampling.driver import Driver
 from aigc_jax.training import sharding
 from aigc_jax.training.checkpoint import Checkpoints, complete_steps
+from aigc_jax.training.ema import settings_of
 
 # Settings that say how a model uses labels; all others are the same with labels or without.
 OF_LABELS = ("diffusion.conditional", "vae.conditional", "network.discriminator.conditioning")
@@ -35,6 +36,7 @@ class Model(NamedTuple):
       variables: what the family's functions take, on the devices.
       step: steps that it was trained for; 0 of weights from elsewhere.
       best: whether it is the checkpoint that the run keeps as its best.
+      ema: the name of the average that it is of; "" for the run's own.
     """
 
     config: Mapping[str, Any]
@@ -43,11 +45,13 @@ class Model(NamedTuple):
     variables: Variables
     step: int
     best: bool = False
+    ema: str = ""
 
     @property
     def named(self) -> str:
-        """Which checkpoint it is, in words: "step 40", "step 40 (the best)"."""
-        return f"step {self.step}" + (" (the best)" if self.best else "")
+        """Which checkpoint it is, in words: "step 40", "step 40 (the best), EMA 5000"."""
+        words = f"step {self.step}" + (" (the best)" if self.best else "")
+        return words + (f", EMA {self.ema}" if self.ema else "")
 
     def driver(self, mesh: Any) -> Driver:
         """What draws samples on a mesh's devices."""
@@ -84,6 +88,7 @@ def load(
     step: int | None = None,
     best: bool = False,
     raw: bool = False,
+    ema: str | float = "",
     dtype: Any = None,
     codes: examples.Codes | None = None,
     family: Family | None = None,
@@ -96,6 +101,7 @@ def load(
       step: of the checkpoint, the best among them; None for the newest.
       best: the checkpoint that `config.checkpoint.best` chose, instead of the newest.
       raw: the parameters themselves instead of their EMA.
+      ema: another average than the run's own, by its name: see `averages`.
       dtype: of floating parameters, such as bfloat16; None leaves them as they were trained.
       codes: gives the codes of training data, where what `Drawing.prepare` computes was not stored
         with the checkpoint, as with another `sampling` than the run's own; None leaves it out.
@@ -105,16 +111,18 @@ def load(
     Raises:
       FileNotFoundError: no run there, or one without a checkpoint.
       ValueError, CheckpointError: a run of another config or an earlier version, damage; `step` and
-        `best` together; these or `raw` where no run is.
+        `best` together, or `raw` and `ema`; any of these where no run is.
     """
     workdir = files.expanded(workdir)
     if best and step is not None:
         raise SettingError(f"--best and --step={step} name two checkpoints: leave one of them out")
+    if raw and ema:
+        raise SettingError(f"--raw takes no average and --ema={ema} one: leave one of them out")
     elsewhere = _from_elsewhere(workdir, config)
-    if elsewhere and (step is not None or best or raw):
+    if elsewhere and (step is not None or best or raw or ema):
         raise SettingError(
-            f"there is no run in {workdir} to take another step or raw weights of: leave --step, "
-            "--best and --raw out, config.init_from is taken as it is; the best of a run is "
+            f"there is no run in {workdir} to take another step or other weights of: leave --step, "
+            "--best, --raw and --ema out, config.init_from is taken as it is; the best of a run is "
             "config.init_from=RUN/best"
         )
     config, spec, family, *_ = outline(workdir, config, family)
@@ -127,12 +135,15 @@ def load(
         stored: tuple[str, Any] = ("", {})
     else:
         mode = config["train"]["sharding"]
-        variables, stored, step = restore(workdir, family, step, best=best, raw=raw, mode=mode)
+        average = averages.parsed(ema, settings_of(config["ema"])) if ema else ("", "")
+        variables, stored, step = restore(
+            workdir, family, step, best=best, raw=raw, average=average, mode=mode
+        )
     if dtype is not None:
         variables = variables._replace(params=cast(variables.params, dtype))
     if family.drawing and family.drawing.prepare:
         variables = with_prepared(family, variables, stored, codes)
-    return Model(config, spec, family, variables, step, best)
+    return Model(config, spec, family, variables, step, best, ema and str(ema))
 
 
 def with_prepared(
@@ -152,9 +163,13 @@ def restore(
     *,
     best: bool = False,
     raw: bool = False,
+    average: tuple[str, str] = ("", ""),
     mode: str = "replicated",
 ) -> tuple[Variables, tuple[str, Any], int]:
     """What a run's checkpoint holds of a model, on the devices at hand.
+
+    Args:
+      average: which, as by `averages.parsed`.
 
     Returns:
       (variables, (name of what was prepared, what was prepared), step).
@@ -162,8 +177,16 @@ def restore(
     Raises:
       FileNotFoundError: the folder holds no checkpoint.
     """
-    root = workdir / ("best" if best else "checkpoints")
-    if step in complete_steps(workdir / "best") and step not in complete_steps(root):
+    name, posthoc = average
+    if posthoc and best:
+        raise SettingError(f"--ema={posthoc} is of one checkpoint: leave --best out")
+    root = workdir / ("best" if best else posthoc or "checkpoints")
+    if posthoc and not root.is_dir():
+        raise MissingError(
+            f"no {posthoc} in {workdir}: make it by --mode=ema --sigma-rel={root.name}"
+        )
+    of_best = step in complete_steps(workdir / "best") and step not in complete_steps(root)
+    if of_best and not posthoc:
         root = workdir / "best"
     if best and not root.is_dir():
         raise MissingError(
@@ -173,9 +196,10 @@ def restore(
         raise MissingError(f"no checkpoints in {workdir}: train first, or check --workdir")
     params, extra = jax.eval_shape(family.init, streams.init(0)[0])
     averaged = () if raw else family.averaged
+    own = {player: tree for player, tree in params.items() if player in averaged}
     parts = {
-        "params": {name: tree for name, tree in params.items() if name not in averaged},
-        "ema": {name: tree for name, tree in params.items() if name in averaged},
+        "params": {player: tree for player, tree in params.items() if player not in averaged},
+        **({"averages": {name: own}} if name else {"ema": own}),
         "extra": {name: extra[name] for name in family.transferred if name in extra},
     }
     parts = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
@@ -188,9 +212,10 @@ def restore(
     finally:
         checkpoints.close()
     read, made, about, step = found
-    name = about.get("prepared", "")
-    both = {**read.get("params", {}), **read.get("ema", {})}
-    return Variables(both, read.get("extra", {})), ("" if raw else name, made), step
+    prepared = "" if raw or name else about.get("prepared", "")  # else it is of other weights
+    average = read["averages"][name] if name else read.get("ema", {})
+    both = {**read.get("params", {}), **average}
+    return Variables(both, read.get("extra", {})), (prepared, made), step
 
 
 def cast(tree: Any, dtype: Any) -> Any:

@@ -20,8 +20,9 @@ from aigc_jax.evaluation.results import Row
 from aigc_jax.family import Variables
 from aigc_jax.modalities.image import grid_columns, save_image
 from aigc_jax.runs import evaluate, examples, pictures
+from aigc_jax.runs.averages import Snapshots
 from aigc_jax.sampling.driver import draw
-from aigc_jax.training import sharding
+from aigc_jax.training import ema, sharding
 from aigc_jax.training.checkpoint import Checkpoints
 from aigc_jax.training.loop import Hooks
 from aigc_jax.training.step import TrainState
@@ -84,6 +85,7 @@ class Observer:
       about: JSON that is saved beside the best checkpoint, as beside every other.
       run: see `Checkpoints`.
       from_step: where the run goes on from an earlier checkpoint: a best one after it is set aside.
+      snapshots: where averages for post-hoc EMA are stored; closed by the caller. None: nowhere.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Observer:
         about: Mapping[str, Any],
         run: str = "",
         from_step: int | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self._workdir, self._writer, self._evaluator = workdir, writer, evaluator
         self._family, self._data, self._mesh = evaluator.family, evaluator.data, evaluator.mesh
@@ -108,7 +111,7 @@ class Observer:
         if self._best and from_step is not None:
             self._best.set_aside_after(from_step, superseded=True)
         self._prepared: tuple[int, Any] = (-1, {})  # of which step, and what
-        self._shown = False
+        self._shown, self._snapshots = False, snapshots
         if evaluator.left_out:
             lacking = ", ".join(f"{row.key} {row.note}" for row in evaluator.left_out)
             writer.say(f"left out of the scheduled evaluations: {lacking}")
@@ -116,7 +119,7 @@ class Observer:
     @property
     def hooks(self) -> Hooks:
         """What the training loop calls."""
-        return Hooks(self.evaluate_and_keep, self.sample, self.prepare)
+        return Hooks(self.evaluate_and_keep, self.sample, self.prepare, self.snapshot)
 
     def close(self) -> None:
         """Waits until the best checkpoint is written."""
@@ -131,6 +134,11 @@ class Observer:
             self._prepared = (step, found.prepared)
         return self._prepared[1]
 
+    def snapshot(self, state: TrainState, step: int) -> None:
+        """Stores the averages that others are made of afterwards."""
+        if self._snapshots is not None:
+            self._snapshots.save(state, step)
+
     def evaluate_and_keep(self, state: TrainState, step: int) -> None:
         """Writes the metrics of a state, and keeps it where it is the best so far."""
         self.keep_best(state, step, self.evaluate(state, step))
@@ -138,7 +146,8 @@ class Observer:
     def evaluate(self, state: TrainState, step: int) -> dict[str, float]:
         """The scheduled evaluations: "test/NAME" of test examples, "eval/NAME" of samples."""
         weights = "EMA" if self._family.averaged else "raw"
-        rows = self._evaluator.of_examples(_variables(state), weights=weights)
+        averages = partial(_average, state)
+        rows = self._evaluator.of_examples(_variables(state), weights=weights, averages=averages)
         for warning in dict.fromkeys(row.note for row in rows if row.note):
             self._writer.say(f"step {step}: {warning}")
         metrics = {f"{self._data.test_split}/{row.key}": row.value for row in rows}
@@ -151,7 +160,10 @@ class Observer:
     def _of_samples(self, state: TrainState, step: int, weights: str) -> list[Row]:
         variables = _variables(state, self.prepare(state, step))
         seed = self._evaluator.seed
-        found = self._evaluator.of_samples(variables, seed=seed, weights=weights, real=False)
+        averages = partial(_average, state)
+        found = self._evaluator.of_samples(
+            variables, seed=seed, weights=weights, real=False, averages=averages
+        )
         rows = [row for row in found if row.n]
         undefined: dict[str, list[str]] = {}  # a young model may draw what no metric is defined for
         for row in found:
@@ -281,3 +293,9 @@ class Observer:
 def _variables(state: TrainState, prepared: Any = None) -> Variables:
     """What a state computes with outside training: the averages where a player has one."""
     return Variables({**state.params, **state.ema}, state.extra, prepared or {})
+
+
+def _average(state: TrainState, half_life: float) -> Variables:
+    """What a state computes with by another of its averages."""
+    average = state.averages[ema.half_life_name(half_life)]
+    return Variables({**state.params, **average}, state.extra)

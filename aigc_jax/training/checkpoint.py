@@ -99,12 +99,13 @@ class Checkpoints:
     """The checkpoints of one run in `folder`, the newest `keep` of them."""
 
     def __init__(
-        self, folder: str | pathlib.Path, keep: int = 2, clean: bool = False, run: str = ""
+        self, folder: str | pathlib.Path, keep: int | None = 2, clean: bool = False, run: str = ""
     ) -> None:
         """Opens the folder, which the first save makes where there is none.
 
-        The run that writes there has `clean` move half-written saves aside. `run` is its identity:
-        checkpoints of another one are refused; "" takes any.
+        A `keep` of None keeps all until they are removed. The run that writes there has `clean`
+        move half-written saves aside. `run` is its identity: checkpoints of another one are
+        refused; "" takes any.
         """
         self._quiet, self._failed = quiet.Orbax(), False
         self.folder = pathlib.Path(folder).absolute()
@@ -168,6 +169,11 @@ class Checkpoints:
             self._manager.save(step, args=args, force=True)
 
         self._guard(step, write)
+
+    def remove(self, step: int) -> None:
+        """Removes the checkpoint of `step`, which is complete."""
+        self.wait()
+        self._guard(None, lambda: self._manager.delete(step))
 
     def wait(self) -> None:
         """Blocks until what was saved is on disk; raises CheckpointError if it is not."""
@@ -281,15 +287,13 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, target: Any) -> Any:
-        _check_arrays(self.folder / f"{step:08d}" / "state", target)
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(target), about=ocp.args.JsonRestore()
-        )
-        restored = self._manager.restore(step, args=args)
+        about, folder = self.about(step), self.folder / f"{step:08d}" / "state"
+        self._check_own(step, about)
+        _check_arrays(folder, target)
+        restored = _read_partially(folder, target)
         # Orbax hands back what it saved, e.g. plain dicts: take the target's own structure.
-        self._check_own(step, restored["about"])
-        state = jax.tree.unflatten(jax.tree.structure(target), jax.tree.leaves(restored["state"]))
-        self._compare(digests(state), restored["about"]["digest"])
+        state = jax.tree.unflatten(jax.tree.structure(target), jax.tree.leaves(restored))
+        self._compare(digests(state), about["digest"])
         return state
 
     def _check_own(self, step: int, about: Mapping[str, Any]) -> None:
@@ -370,9 +374,7 @@ def _check_arrays(folder: pathlib.Path, target: Any) -> None:
 
 def _read_partially(folder: Any, target: Any) -> Any:
     """The leaves of a saved tree that `target` has, and no byte of the others."""
-    restore_args = jax.tree.map(
-        lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype), target
-    )
+    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
     args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(folder, args=args)

@@ -29,6 +29,7 @@ class Schedule(NamedTuple):
       log, evaluate, sample, save: one row of metrics, one evaluation, one picture, one checkpoint
         every so many, and at the end.
       first_sample: a picture at this step too, so that a new run soon has something to look at.
+      snapshot: one of the averages for post-hoc EMA every so many.
     """
 
     steps: int
@@ -37,6 +38,7 @@ class Schedule(NamedTuple):
     sample: int
     save: int
     first_sample: int = 0
+    snapshot: int = 0
 
 
 class Hooks(NamedTuple):
@@ -46,11 +48,13 @@ class Hooks(NamedTuple):
       evaluate: metrics of the state.
       sample: pictures of it.
       prepare: -> a tree of arrays to store with its checkpoint, such as a fitted prior; {}: none.
+      snapshot: stores the averages that others are made of afterwards.
     """
 
     evaluate: Callable[[TrainState, int], None]
     sample: Callable[[TrainState, int], None]
     prepare: Callable[[TrainState, int], Any]
+    snapshot: Callable[[TrainState, int], None]
 
 
 def train(
@@ -187,6 +191,10 @@ def _steps(
             if first or due(schedule.sample, step, start, schedule.steps):
                 meter.flush(step)
                 hooks.sample(state, step)
+            if due(schedule.snapshot, step, start, schedule.steps):
+                meter.catch_up()
+                if meter.may_save(step, last=False):
+                    hooks.snapshot(state, step)
             last = step > start and (step == schedule.steps or stopping)
             if last or due(schedule.save, step, start, schedule.steps):
                 meter.flush(step)
@@ -240,7 +248,7 @@ def _say_done(checkpoints: Checkpoints, done: int, steps: int) -> None:
 def _from_weights(
     state: TrainState, initial: Mapping[str, Any], transferred: Mapping[str, Any]
 ) -> TrainState:
-    """The state with given parameters, their EMA the same, and what of `extra` goes with them."""
+    """The state with given parameters, their averages the same, and what of `extra` goes along."""
 
     def taken(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
         def put(x: jax.Array, w: Any) -> jax.Array:
@@ -249,7 +257,16 @@ def _from_weights(
         new = {name: jax.tree.map(put, own[name], tree) for name, tree in given.items()}
         return {**own, **new}
 
-    params, ema = taken(state.params, initial), dict(state.ema)
-    for player in ema.keys() & initial.keys():
-        ema[player] = jax.tree.map(lambda x: x + 0, params[player])  # buffers of its own
-    return state.replace(params=params, ema=ema, extra=taken(state.extra, transferred))
+    params = taken(state.params, initial)
+
+    def begun(averages: Mapping[str, Any]) -> dict[str, Any]:
+        """Averages of the given parameters, in buffers of their own."""
+        new = {p: jax.tree.map(lambda x: x + 0, params[p]) for p in averages.keys() & initial}
+        return {**averages, **new}
+
+    return state.replace(
+        params=params,
+        ema=begun(state.ema),
+        averages={name: begun(average) for name, average in state.averages.items()},
+        extra=taken(state.extra, transferred),
+    )

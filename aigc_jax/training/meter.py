@@ -151,11 +151,15 @@ class Meter:
             )
         return DivergedError(f"{what}. {found}: start anew in another --workdir {remedy}")
 
+    def catch_up(self) -> None:
+        """Reads the metrics that are still under way."""
+        self._read(self._pending)
+        self._pending = None
+
     def flush(self, step: int) -> None:
         """Writes the row of the steps since the last one."""
         start = time.monotonic()
-        self._read(self._pending)
-        self._pending = None
+        self.catch_up()
         if not self._rows:
             return
         self._busy += time.monotonic() - start

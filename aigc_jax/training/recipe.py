@@ -9,9 +9,11 @@ import jax.numpy as jnp
 
 from aigc_jax import modalities
 from aigc_jax.checks import arguments
+from aigc_jax.errors import SettingError
 from aigc_jax.family import Batch, DataSpec, Family
 from aigc_jax.training import optimizers
-from aigc_jax.training.step import Recipe, ema_decay
+from aigc_jax.training.ema import ema_decay, settings_of, shares
+from aigc_jax.training.step import Recipe
 
 
 def recipe(
@@ -20,7 +22,7 @@ def recipe(
     *,
     batch_size: int,
     optimizer: Mapping[str, Any],
-    ema: Mapping[str, float],
+    ema: Mapping[str, Any],
     augment: Mapping[str, Any],
 ) -> Recipe:
     """The recipe of a run.
@@ -29,13 +31,17 @@ def recipe(
       family, spec: what is trained, and its data.
       batch_size: global.
       optimizer: of all players, or {player: settings}; see `optimizers.per_player`.
-      ema: `half_life` and `ramp`; see `step.ema_decay`.
+      ema: see `ema.Settings`.
       augment: settings of the modality's `augment`.
 
     Raises:
       ValueError: an unknown key of these, or a value that cannot be.
     """
-    ema = arguments("ema", ema_decay, ema, given=("step", "batch_size"))
+    averages = settings_of(ema)
+    if not family.averaged and (averages.others or averages.snapshot_every):
+        raise SettingError(
+            "this family keeps no averages: set ema.others=() and ema.snapshot_every=0"
+        )
     for field in spec.fields.values():
         run = modalities.of(field.kind).augment
         settings = arguments("augment", run, augment, given=("key", "x"))
@@ -51,6 +57,9 @@ def recipe(
     return Recipe(
         family=family,
         optimizers=optimizers.per_player(optimizer, updates),
-        ema_decay=partial(ema_decay, batch_size=batch_size, **ema),
+        ema_decay=partial(
+            ema_decay, batch_size=batch_size, half_life=averages.half_life, ramp=averages.ramp
+        ),
+        averages=shares(averages, batch_size),
         prepare=prepare,
     )

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import optax
 
 from aigc_jax import streams
-from aigc_jax.checks import NonNegative
 from aigc_jax.family import Batch, Family, Phase, View
 
 
@@ -26,6 +25,7 @@ class TrainState:
       params, extra: as in `Family.init`.
       opt: {player: optimizer state}.
       ema: {player: averaged parameters} for the family's averaged players.
+      averages: {name: the same by another average}; {} where a run keeps only one.
       skipped: int32 scalar, updates left out because something was not finite.
       skipped_in_row: int32 scalar, consecutive steps with such an update, or such an average.
     """
@@ -36,6 +36,7 @@ class TrainState:
     extra: Any
     opt: Any
     ema: Any
+    averages: Any
     skipped: jax.Array
     skipped_in_row: jax.Array
 
@@ -47,6 +48,7 @@ class Recipe(NamedTuple):
       family: the family.
       optimizers: {player: optax transformation}.
       ema_decay: step (int32 scalar, steps done before this one) -> EMA decay of this step.
+      averages: {name of a further average: step, as above -> share of the new parameters in it}.
       prepare: (batch as loaded, {domain: key}) -> batch as the losses see it: in the model's
         range, augmented. The domains are "x" and "other".
     """
@@ -54,21 +56,26 @@ class Recipe(NamedTuple):
     family: Family
     optimizers: Mapping[str, optax.GradientTransformation]
     ema_decay: Callable[[jax.Array], jax.Array]
+    averages: Mapping[str, Callable[[jax.Array], jax.Array]]
     prepare: Callable[[Batch, Mapping[str, jax.Array]], Batch]
 
 
 def init_state(recipe: Recipe, init_key: jax.Array, run_key: jax.Array) -> TrainState:
     """State at step 0 from the two keys of `streams.init`."""
     params, extra = recipe.family.init(init_key)
+
     # Arrays of their own: a donated state must not hold one buffer twice.
-    ema = {p: jax.tree.map(jnp.copy, params[p]) for p in recipe.family.averaged}
+    def copied() -> dict[str, Any]:
+        return {p: jax.tree.map(jnp.copy, params[p]) for p in recipe.family.averaged}
+
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         key=run_key,
         params=params,
         extra=extra,
         opt={player: tx.init(params[player]) for player, tx in recipe.optimizers.items()},
-        ema=ema,
+        ema=copied(),
+        averages={name: copied() for name in recipe.averages},
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_row=jnp.zeros((), jnp.int32),
     )
@@ -120,6 +127,14 @@ def update(
     return state, {f"{prefix}/{name}": value for name, value in metrics.items()}, finite
 
 
+def averaged(averages: Any, params: Any, share: jax.Array) -> dict[str, Any]:
+    """{player: average} with a share of the new parameters of each averaged player."""
+    return {
+        player: optax.incremental_update(params[player], average, share)
+        for player, average in averages.items()
+    }
+
+
 def all_finite(tree: Any) -> jax.Array:
     """Whether all floating values of a tree are finite, and so is their squares' sum (bool scalar).
 
@@ -132,7 +147,7 @@ def all_finite(tree: Any) -> jax.Array:
 def train_step(
     recipe: Recipe, active: tuple[int, ...], state: TrainState, constants: Any, batch: Batch
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step: the active phases in order, then the EMA.
+    """One step: the active phases in order, then the averages.
 
     Args:
       recipe: what stays the same over the run (static).
@@ -165,15 +180,16 @@ def train_step(
         metrics |= phase_metrics
         healthy &= finite
         skipped += 1 - finite.astype(jnp.int32)
-    decay = recipe.ema_decay(state.step)
-    ema = {
-        player: optax.incremental_update(state.params[player], average, 1 - decay)
-        for player, average in state.ema.items()
+    ema = averaged(state.ema, state.params, 1 - recipe.ema_decay(state.step))
+    averages = {
+        name: averaged(state.averages[name], state.params, share(state.step))
+        for name, share in recipe.averages.items()
     }
-    healthy &= all_finite(ema)
+    healthy &= all_finite((ema, averages))
     state = state.replace(
         step=state.step + 1,
         ema=ema,
+        averages=averages,
         skipped=skipped,
         skipped_in_row=jnp.where(healthy, 0, state.skipped_in_row + 1),
     )
@@ -181,19 +197,3 @@ def train_step(
         "skipped": state.skipped,
         "skipped_in_row": state.skipped_in_row,
     }
-
-
-def ema_decay(
-    step: jax.Array, *, batch_size: int, half_life: NonNegative, ramp: NonNegative = 0.0
-) -> jax.Array:
-    """EMA decay from a half-life in images (EDM, Karras et al. 2022, appendix F).
-
-    Args:
-      step: steps done.
-      batch_size: global batch size.
-      half_life: images after which a weight counts half; 0 keeps no average (decay 0).
-      ramp: the half-life is at most `ramp` times the images seen so far; 0 switches this off.
-    """
-    images = batch_size * (step + 1.0)
-    life = jnp.minimum(half_life, ramp * images) if ramp else jnp.float32(half_life)
-    return jnp.where(life > 0, jnp.exp2(-batch_size / jnp.maximum(life, 1e-8)), 0.0)

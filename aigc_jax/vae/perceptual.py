@@ -5,7 +5,7 @@ Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual M
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,27 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.checks import OneOf, Positive, one_of
+from aigc_jax.formats import lpips as lpips_files
 from aigc_jax.formats import torch_file
-from aigc_jax.networks.judges import classifiers, vgg
+from aigc_jax.networks.judges import classifiers, lpips
 
-# The usual name of a network's weights in $AIGC_WEIGHTS.
-FILES = {"vgg16": "vgg16-397923af.pth", "resnet56": "cifar10_resnet56.npz"}
+NETWORKS = ("vgg16", "resnet56")
+RESNET_FILE = "cifar10_resnet56.npz"  # the usual name of its weights in $AIGC_WEIGHTS
 RESNET_WIDTHS = (16, 32, 64)  # channels of the maps of ResNet-56
-
-
-def distance(
-    ours: Sequence[jax.Array], theirs: Sequence[jax.Array], channels: Sequence[jax.Array]
-) -> jax.Array:
-    """LPIPS of two images' maps [B, h, w, C], [B] (arXiv:1801.03924, eq. 1).
-
-    The vectors at each place of each map are scaled to length 1; their squared differences are
-    summed with weights `channels` [C], averaged over the places and summed over the maps.
-    """
-    total = jnp.zeros(len(ours[0]))
-    for a, b, weight in zip(ours, theirs, channels, strict=True):
-        apart = jnp.square(_unit(a) - _unit(b)) * jnp.asarray(weight).reshape(1, 1, 1, -1)
-        total += jnp.mean(jnp.sum(apart, axis=-1), axis=(1, 2))
-    return total
 
 
 @dataclass(frozen=True)
@@ -44,52 +30,50 @@ class Perceptual:
     Attributes:
       shape: (H, W, C) of the images; grey ones are repeated to RGB.
       network: "vgg16", or "resnet56" (of CIFAR-10).
-      weights: its file; None looks for the usual name in $AIGC_WEIGHTS.
+      weights: its file; None looks for the usual names, of "vgg16" as `formats.lpips.read` does.
       weight: nats for each value of an image.
     """
 
     shape: tuple[int, int, int]
-    network: Annotated[str, OneOf(("", *FILES))]
+    network: Annotated[str, OneOf(("", *NETWORKS))]
     weights: str | None = None
     weight: Positive = 1.0
 
     def __post_init__(self) -> None:
-        one_of("vae.perceptual.network", self.network, FILES)
+        one_of("vae.perceptual.network", self.network, NETWORKS)
 
     def variables(self) -> dict[str, Any]:
         """{"network": variables, "channels": [C] of each map}, read from the file of weights.
 
-        Only training needs them: a trained model samples without the file.
+        The channels count as in LPIPS where the file has its weights of them, else alike. Only
+        training needs them: a trained model samples without the file.
 
         Raises:
           FileNotFoundError: no such file. ValueError: weights of another network.
         """
-        path = torch_file.locate(
-            self.weights,
-            FILES[self.network],
-            what=f"weights of the perceptual network {self.network!r}",
-            setting="vae.perceptual.weights (or train without: vae.perceptual.network='')",
-        )
-        tensors = torch_file.read(path)
+        where = {
+            "what": f"weights of the perceptual network {self.network!r}",
+            "setting": "vae.perceptual.weights (or train without: vae.perceptual.network='')",
+        }
         if self.network == "vgg16":
-            variables, channels = vgg.vgg16_from(tensors)
+            variables, channels = lpips_files.read("vgg16", self.weights, **where)
+            widths = lpips.TRUNKS["vgg16"].widths
         else:
-            variables = classifiers.resnet56_from(tensors)
-            channels = [np.ones(width, np.float32) for width in RESNET_WIDTHS]
-        return {"network": variables, "channels": channels}
+            path = torch_file.locate(self.weights, RESNET_FILE, **where)
+            variables = classifiers.resnet56_from(torch_file.read(path))
+            channels, widths = None, RESNET_WIDTHS
+        alike = [np.ones(width, np.float32) for width in widths]
+        return {"network": variables, "channels": channels or alike}
 
     def __call__(self, variables: Mapping[str, Any], x: jax.Array, other: jax.Array) -> jax.Array:
         ours, theirs = (self._maps(variables["network"], images) for images in (x, other))
-        return self.weight * math.prod(self.shape) * distance(ours, theirs, variables["channels"])
+        apart = lpips.distance(ours, theirs, variables["channels"])
+        return self.weight * math.prod(self.shape) * apart
 
     def _maps(self, variables: Mapping[str, Any], images: jax.Array) -> list[jax.Array]:
-        images = (jnp.broadcast_to(images, (*images.shape[:3], 3)) + 1) * 127.5
+        images = (images + 1) * 127.5
         if self.network == "vgg16":
-            return vgg.VGG16().apply(variables, images)
+            return lpips.maps("vgg16", variables, images)
+        images = jnp.broadcast_to(images, (*images.shape[:3], 3))
         _, kept = classifiers.ResNet56().apply(variables, images, mutable=["intermediates"])
         return [kept["intermediates"][f"stage{i}"][0] for i in (1, 2, 3)]
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    # Inside the root: where a place is zero in every channel, the gradient must be finite.
-    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-10)

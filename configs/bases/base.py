@@ -10,7 +10,8 @@ from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 # {name: settings}. A name is a metric's, or any other with the metric under "metric"; settings
-# replace keys of `config.evaluation`, and under "sampling" keys of `config.sampling`.
+# replace keys of `config.evaluation`, and under "sampling" keys of `config.sampling`. Under "ema"
+# stands the half-life of another average, one of `config.ema.others`.
 EVALUATIONS: dict[str, dict[str, Any]] = {
     "examples": {},
     "likelihood": {},
@@ -23,6 +24,20 @@ EVALUATIONS: dict[str, dict[str, Any]] = {
     "modes": {},
     "diversity": {},
     "memorisation": {},
+}
+
+EMA: dict[str, Any] = {
+    "half_life": 20_000.0,  # in images
+    "ramp": 0.1,  # half-lives are at most this share of the images seen; 0: no such bound
+    # Half-lives of further averages, such as (5_000.0, 100_000.0): --ema=5000 takes one. Each costs
+    # 4 bytes a parameter on the devices, and as much in every checkpoint.
+    "others": (),
+    # Post-hoc EMA: averages of any length, made after training by --mode=ema. Steps between
+    # snapshots, a thirtieth of train.steps or so; 0: none, and nothing below counts.
+    "snapshot_every": 0,
+    "sigma_rels": (0.05, 0.1),  # relative widths that are tracked: each costs as one of `others`
+    # Most that are kept on disk, each of 4 bytes a parameter and width; then every second one goes.
+    "snapshots": 32,
 }
 
 # Seconds on a CPU: one small network, a few steps, every part of the loop once.
@@ -38,6 +53,7 @@ SMOKE = {
     "evaluation.examples": 32,
     "evaluation.count": 32,
     "evaluation.likelihood_count": 32,
+    "evaluation.lpips": "",
     "evaluation.at_end": False,
     "evaluation.scheduled_count": 0,
 }
@@ -92,7 +108,7 @@ def base() -> ConfigDict:
             "weight_decay": 0.0,
         }
     )
-    config.ema = ConfigDict({"half_life": 20_000.0, "ramp": 0.1})  # in images
+    config.ema = ConfigDict(EMA)
     config.log = ConfigDict(
         {
             "every": 100,
@@ -104,10 +120,20 @@ def base() -> ConfigDict:
     )
     config.checkpoint = ConfigDict({"every": 1000, "keep": 2, "best": "", "best_mode": "min"})
     config.evaluations = ConfigDict(EVALUATIONS)
-    config.evaluation = ConfigDict(
+    config.evaluation = _evaluation(config)
+    config.published = ()  # rows (metric, value, source)
+    return config
+
+
+def _evaluation(config: ConfigDict) -> ConfigDict:
+    """How all evaluations are done that say nothing else."""
+    return ConfigDict(
         {
-            "network": "inception",  # of the features: or resnet56, lenet, stacked_lenet, digits
+            # Of the features; or resnet56, lenet, stacked_lenet, digits, vgg16, alexnet.
+            "network": "inception",
             "weights": placeholder(str),  # its file; None: looked for in $AIGC_WEIGHTS
+            "lpips": "auto",  # of reconstructions, by alexnet where it is found; or vgg16; "": none
+            "lpips_weights": placeholder(str),  # its file; None: looked for too
             "count": 50_000,  # samples
             # What samples are compared with: all of the images that the model is trained on.
             "reference_split": config.data.get_oneway_ref("train_split"),
@@ -120,8 +146,6 @@ def base() -> ConfigDict:
             "scheduled_count": 0,  # samples; 0: no metrics of samples
         }
     )
-    config.published = ()  # rows (metric, value, source)
-    return config
 
 
 def test_metric(config: ConfigDict, name: str) -> FieldReference:

@@ -1,29 +1,56 @@
 """What experiments with diffusion models share."""
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs.bases import base as bases
 
-VARIANTS = {
-    "cosine": {"diffusion.process.schedule": "cosine"},
-    "v": {"diffusion.prediction": "v"},
-    "x0": {"diffusion.prediction": "x0"},
+# Of any process.
+SHARED = {
     "min_snr": {"diffusion.weighting": {"name": "min_snr", "gamma": 5.0}},
+    "soft_min_snr": {"diffusion.weighting": {"name": "soft_min_snr", "gamma": 4.0}},
     "conditional": {"diffusion.conditional": True},
-    "ddim50": {"sampling.sampler": "ddim", "sampling.steps": 50},
+    "dpmpp": {"sampling.sampler": "dpmpp_2m", "sampling.steps": 20},
     "bf16": {"network.dtype": "bfloat16"},
     "fsdp": {"train.sharding": "fsdp"},
 }
-SMOKE = bases.SMOKE | {
+VARIANTS = SHARED | {
+    "cosine": {"diffusion.process.schedule": "cosine"},
+    "v": {"diffusion.prediction": "v"},
+    "x0": {"diffusion.prediction": "x0"},
+    "ddim50": {"sampling.sampler": "ddim", "sampling.steps": 50},
+}
+FLOW_VARIANTS = SHARED | {
+    "logit_normal": {"diffusion.times": {"name": "logit_normal", "mean": 0.0, "std": 1.0}},
+    "ot": {"diffusion.pairing": "optimal_transport"},
+    "heun": {"sampling.sampler": "flow_heun", "sampling.steps": 25},
+}
+# The best distance within 25 minutes of one big GPU, by the curves of others (docs/results.md):
+# large batches, a short ramp to a higher rate that then falls to 0, and an average over the last
+# twentieth of the run. About 12 million images at 8,000 a second.
+BUDGET = {
+    "train.batch_size": 512,
+    "train.steps": 23_000,
+    "optimizer.learning_rate": 8e-4,
+    "optimizer.warmup": 1000,
+    "optimizer.schedule": "cosine",
+    "ema.half_life": 500_000.0,
+    "ema.ramp": 0.05,
+    "network.dropout": 0.0,
+    "log.eval_every": 2000,
+    "log.sample_every": 2000,
+    "checkpoint.every": 2000,
+}
+# Seconds on a CPU, of a process in continuous time.
+SMOKE_CONTINUOUS = bases.SMOKE | {
     "network.width": 8,
     "network.multipliers": (1, 2),
     "network.blocks": 1,
     "network.attention": (),
-    "network.groups": 4,
-    "diffusion.process.timesteps": 20,
     "sampling.steps": 4,
     "optimizer.warmup": 2,
 }
+SMOKE = SMOKE_CONTINUOUS | {"network.groups": 4, "diffusion.process.timesteps": 20}
 
 
 def ddpm() -> ConfigDict:
@@ -60,6 +87,7 @@ def ddpm() -> ConfigDict:
             "pairing": "independent",  # of examples and noise
             "variance": "fixed",
             "bound_weight": 0.001,  # of variance "learned"
+            "augment": 0.0,  # EDM's, of which the network is told
             "conditional": False,
             "label_dropout": 0.1,  # of conditional models
         }
@@ -70,10 +98,13 @@ def ddpm() -> ConfigDict:
             "steps": 1000,
             "spacing": "leading",
             "variance": "fixed_large",
-            "eta": 0.0,  # of sampler "ddim"
+            "eta": placeholder(float),  # noise of a step, of "ddim" and others; None: their own
             "clip": True,
             "dynamic_threshold": 0.0,
-            "guidance": 1.0,
+            "guidance": 1.0,  # weight of classifier-free guidance; 1: none
+            "guidance_rescale": 0.0,
+            "guidance_low": 0.0,  # sigma / alpha from which samples are guided
+            "guidance_high": 0.0,  # and to which; 0: without end
         }
     )
     config.train.steps = 800_000
@@ -82,3 +113,50 @@ def ddpm() -> ConfigDict:
     config.log.update({"eval_every": 10_000, "sample_every": 10_000})
     config.checkpoint.every = 5000
     return config
+
+
+def edm() -> ConfigDict:
+    """`ddpm` with the process, the preconditioning and the solver of Karras et al. 2022, table 1.
+
+    arXiv:2206.00364. The network stays.
+    """
+    config = ddpm()
+    config.diffusion.process = ConfigDict({"name": "edm", "sigma_min": 0.002, "sigma_max": 80.0})
+    config.diffusion.prediction = "edm"
+    config.diffusion.times = ConfigDict(
+        {"name": "log_normal", "mean": -1.2, "std": 1.2, "stratified": False}
+    )
+    config.diffusion.weighting = ConfigDict({"name": "edm", "sigma_data": 0.5})
+    config.sampling.update(
+        {"sampler": "heun", "steps": 18, "spacing": "karras", "rho": 7.0, "clip": False}
+    )
+    config.sampling.update({"churn": 0.0, "churn_noise": 1.0})
+    return config
+
+
+def flow() -> ConfigDict:
+    """`ddpm` with the straight path from data to noise, its velocity and Euler's method.
+
+    Rectified flow (Liu et al. 2023, arXiv:2209.03003).
+    """
+    config = ddpm()
+    config.diffusion.process = ConfigDict({"name": "flow"})
+    config.diffusion.prediction = "velocity"
+    config.sampling.update({"sampler": "euler", "steps": 50, "spacing": "", "clip": False})
+    return config
+
+
+def edm_unet(config: ConfigDict) -> None:
+    """Gives a config EDM's DDPM++ network for CIFAR-10 (Karras et al. 2022, table 7)."""
+    config.network = ConfigDict(
+        {
+            "name": "edm_unet",
+            "width": 128,
+            "multipliers": (2, 2, 2),
+            "blocks": 4,
+            "attention": (16,),
+            "dropout": 0.13,
+            "augment_dim": 0,
+            "dtype": "float32",
+        }
+    )

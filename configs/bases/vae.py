@@ -57,7 +57,7 @@ def vae() -> ConfigDict:
             },
             "perceptual": {  # a distance in the maps of a network, beside the bound
                 "network": "",  # "vgg16" or "resnet56"; "": there is none
-                "weights": placeholder(str),  # its file; None: looked for in $AIGC_WEIGHTS
+                "weights": placeholder(str),  # its file; None: looked for by its usual names
                 "weight": 1.0,  # nats for each value of an image, as L1 at scale 1 has
             },
             "adversary": {  # a discriminator of patches

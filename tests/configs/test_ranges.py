@@ -26,7 +26,7 @@ ZERO = {
     *("optimizer.learning_rate", "optimizer.warmup", "optimizer.decay_steps"),
     *("optimizer.decay_start", "optimizer.learning_rate_end", "optimizer.clip", "optimizer.b1"),
     *("optimizer.b2", "optimizer.b2_end", "optimizer.momentum", "optimizer.weight_decay"),
-    *("optimizer.skip_above", "ema.half_life", "ema.ramp"),
+    *("optimizer.skip_above", "ema.half_life", "ema.ramp", "ema.snapshot_every"),
     *("log.every", "log.eval_every", "log.sample_every", "log.first_sample", "log.samples"),
     *("checkpoint.every", "evaluation.likelihood_count", "evaluation.examples"),
     *("evaluation.scheduled_count", "network.dropout", "diffusion.label_dropout"),
@@ -38,10 +38,13 @@ ZERO = {
     *("gan.augment.target", "gan.classifier.weight", "gan.classifier.weight_generator"),
     *("cyclegan.adversarial", "cyclegan.cycle_a", "cyclegan.cycle_b", "cyclegan.identity"),
     *("cyclegan.pool", "diffusion.bound_weight", "sampling.dynamic_threshold"),
+    *("sampling.guidance_rescale", "sampling.guidance_low", "sampling.guidance_high"),
+    *("diffusion.augment", "diffusion.times.mean", "sampling.churn"),
+    *("network.augment_dim", "network.depth", "network.head_dim"),
 }
 # Numbers that may not be 0.
 NOT_ZERO = {
-    *("train.batch_size", "train.steps", "optimizer.eps", "checkpoint.keep"),
+    *("train.batch_size", "train.steps", "optimizer.eps", "checkpoint.keep", "ema.snapshots"),
     *("evaluation.count", "evaluation.manifold_count"),
     *("network.width", "network.blocks", "network.heads", "network.groups", "network.latent"),
     *("network.bottleneck", "network.generator.latent", "network.generator.width"),
@@ -50,18 +53,26 @@ NOT_ZERO = {
     "network.discriminator.expansion",
     *("diffusion.process.timesteps", "diffusion.process.beta_min", "diffusion.process.beta_max"),
     *("diffusion.weighting.gamma", "diffusion.times.shift", "diffusion.sigma_data"),
+    *("diffusion.process.sigma_min", "diffusion.process.sigma_max", "diffusion.times.std"),
+    *("diffusion.weighting.sigma_data", "sampling.churn_noise", "sampling.rho", "network.patch"),
     *("sampling.components", "vae.likelihood.sigma", "vae.likelihood.scale"),
     *("vae.likelihood.components", "vae.kl.steps", "vae.importance.samples"),
     *("vae.importance.test_samples", "vae.importance.chunk", "vae.perceptual.weight"),
     *("vae.codebook.size", "vae.codebook.commitment", "gan.critics", "gan.generator_batch"),
     *("gan.penalty.weight", "gan.penalty.every", "gan.augment.images"),
 }
+MAY_BE_NEGATIVE = {"diffusion.times.mean"}
+OF_A_SIZE = {"network.width", "network.heads"}  # 0 for those of DiT's `size`
 # Too much for numbers that have a bound above, of their own or another key's.
 ABOVE = {
     **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.b2_end", "optimizer.momentum"), 1),
     **dict.fromkeys(("network.dropout", "diffusion.label_dropout", "vae.codebook.decay"), 1.0),
     **dict.fromkeys(("diffusion.process.beta_min", "diffusion.process.beta_max"), 1.0),
-    **{"gan.augment.target": 1.0, "sampling.dynamic_threshold": 1.01},
+    **{
+        "gan.augment.target": 1.0,
+        "sampling.dynamic_threshold": 1.01,
+        "sampling.guidance_rescale": 1.01,
+    },
     **dict.fromkeys(("gan.augment.probability", "gan.augment.probability_end"), 1.01),
     **{"network.bottleneck": 1.01, "sampling.eta": 1.01, "augment.rotation": 181.0},
     **dict.fromkeys(("data.image_size", "data.crop"), 16_385),
@@ -72,11 +83,14 @@ FREE_TEXT = {
     *("init_from", "data.name", "data.train_split", "data.test_split"),
     *("evaluation.reference_split", "evaluation.statistics", "data.data_dir", "data.path"),
     *("evaluation.weights", "vae.perceptual.weights", "data.labels_from"),
+    "evaluation.lpips_weights",
 }
-MAY_BE_EMPTY = {"published", "network.attention", "gan.augment.policy"}
+MAY_BE_EMPTY = {"published", "network.attention", "gan.augment.policy", "ema.others"}
+FRACTIONS = {"ema.others"}  # tuples of numbers that need not be whole
 MAY_BE_NONE = {
     *("data.data_dir", "data.path", "data.in_memory", "data.labels_from", "data.splits_from"),
-    *("data.channels", "evaluation.weights", "vae.perceptual.weights"),
+    *("data.channels", "evaluation.weights", "vae.perceptual.weights", "sampling.eta"),
+    "evaluation.lpips_weights",
 }
 NAN, INFINITY = math.nan, math.inf
 NOT_FINITE = (NAN, INFINITY, -INFINITY)
@@ -91,8 +105,9 @@ def wrong_values(key, now):
         return [*values, 2, 0, -1, 4, 2.5, NAN, "3", "nonsense", True, ()]
     if isinstance(now, int | float):
         assert (key in ZERO) != (key in NOT_ZERO), f"say in this test whether {key} may be 0"
-        values += [*NOT_FINITE, -1, -1e-6, "1", "nonsense", True, (), (1,)]
-        values += [2.5, 2**31 if key != "seed" else 2**63] if isinstance(now, int) else [-2.5]
+        values += [*NOT_FINITE, "1", "nonsense", True, (), (1,)]
+        values += [2.5, 2**31 if key != "seed" else 2**63] if isinstance(now, int) else []
+        values += [] if key in MAY_BE_NEGATIVE else [-1, -1e-6, -2.5]
         values += [0] if key in NOT_ZERO else []
         return [*values, ABOVE[key]] if key in ABOVE else values
     if isinstance(now, tuple):
@@ -104,7 +119,7 @@ def wrong_values(key, now):
             (NAN,),
             (-1,),
             (0,),
-            (2.5,),
+            *([] if key in FRACTIONS else [(2.5,)]),
             (None,),
             (True,),
         ]
@@ -183,12 +198,14 @@ def refusal(key, value, config, spec):
 
 def test_every_key_of_every_config_refuses_what_it_cannot_be():
     wrong, tried, seen = [], 0, set()
-    for (_, key), (config, spec) in walk().items():
+    for (where, key), (config, spec) in walk().items():
         now = functools.reduce(lambda part, name: part[name], key.split("."), config)
         if isinstance(now, dict):
             values = [3, None, "nonsense", (), NAN, True]
         else:
             values = wrong_values(key, now)
+        if key in OF_A_SIZE and "dit" in where[-1]:
+            values.remove(0)
         seen.add(key)
         tried += len(values)
         wrong += filter(None, (refusal(key, value, config, spec) for value in values))
@@ -257,6 +274,13 @@ def test_a_refusal_has_key_value_and_range(changes, words):
             "config.evaluations.fid.count is a whole number in [1, 2**31), not 0",
         ),
         ({"evaluations": {"fid": {"sampling": 3}}}, "evaluations.fid.sampling is a section"),
+        ({"evaluations": {"fid": {"ema": -1.0}}}, "config.evaluations.fid.ema is a number above 0"),
+        (
+            {"evaluations": {"fid": {"ema": 7.0}}, "ema.others": (5.0, 9.0)},
+            "evaluations.fid.ema: no average of half-life 7 is kept: there are 5, 9 beside",
+        ),
+        ({"ema.sigma_rels": (0.3,)}, "of a number in (0, 0.288], not (0.3,)"),
+        ({"ema.snapshots": 3}, "config.ema.snapshots is a whole number in [4, 2**31), not 3"),
         (
             {"evaluations": {"fid": {"sampling": {"temperature": -1.0}}}},
             "config.sampling.temperature is a number at least 0, not -1.0",

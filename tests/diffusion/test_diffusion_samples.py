@@ -154,3 +154,34 @@ def test_frames_are_estimates_of_x0_that_end_with_the_sample():
     assert frames.shape == (3, 4, *SHAPE)
     np.testing.assert_allclose(frames[-1], sample(made, 4, cond), atol=1e-6)
     assert not np.allclose(frames[0], frames[-1])
+
+
+def test_network_calls_are_counted_as_they_are_made():
+    rows = []
+
+    def of(x, t, label, train):
+        jax.debug.callback(lambda _: rows.append(len(x)), x[:1])
+        return 0.3
+
+    every = {"sampler": "ddim", "steps": T}
+    for settings, expected in (
+        ({}, T),
+        ({"guidance": 2.0}, 2 * T),
+        ({"guidance": 2.0, "guidance_low": 0.1, "guidance_high": 0.4}, None),
+    ):
+        made = model(of, 2, sampling=every | settings)
+        rows.clear()
+        sample(made, 4, {"label": jnp.zeros(4, jnp.int32)})
+        jax.effects_barrier()
+        calls = made.family().drawing.calls
+        assert sum(rows) == 4 * calls
+        assert calls == expected if expected else T < calls < 2 * T
+
+
+def test_a_dynamic_threshold_keeps_most_of_an_example_within_the_range():
+    made = model(with_memory, sampling={"dynamic_threshold": 0.9})
+    x0 = jnp.linspace(-3.0, 3.0, 4).reshape(1, 2, 2, 1) * jnp.array([1.0, 0.1]).reshape(2, 1, 1, 1)
+    found = np.asarray(made.threshold(x0))
+    limit = np.quantile(np.abs(x0[0]), 0.9)
+    np.testing.assert_allclose(found[0], np.clip(x0[0], -limit, limit) / limit, rtol=1e-6)
+    np.testing.assert_array_equal(found[1], x0[1])  # within the range already

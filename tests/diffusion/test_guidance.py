@@ -1,5 +1,6 @@
 """Classifier-free guidance as a function of a network's prediction, alone."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -43,3 +44,53 @@ def test_weight_one_and_samples_without_a_label_are_not_guided():
     found = guidance.classifier_free(predict, 3.0, NONE)(X, LEVEL, None).x0
     np.testing.assert_array_equal(found, predict(X, LEVEL, None).x0)
     assert sizes == [3, 3]
+
+
+def test_rescaling_brings_an_estimate_back_to_the_width_of_the_one_with_the_label():
+    predict, _ = network()
+    plain = predict(X, LEVEL, LABEL).x0.reshape(3, -1).std(axis=1)
+    for share, exact in ((1.0, True), (0.5, False)):
+        guided = guidance.classifier_free(wide(predict), 4.0, NONE, rescale=share)
+        found = guided(X, LEVEL, LABEL).x0.reshape(3, -1).std(axis=1)
+        own = wide(predict)(X, LEVEL, LABEL).x0.reshape(3, -1).std(axis=1)
+        assert np.allclose(found, own, rtol=1e-5) == exact
+    assert not np.allclose(plain, own)
+
+
+def wide(predict):
+    """A denoise whose estimates with a label vary more within an example."""
+
+    def widened(x, level, label):
+        estimate = predict(x, level, label).x0
+        factor = jnp.where(label == NONE, 1.0, 2.0)[:, None, None]
+        return Estimate(estimate * factor)
+
+    return widened
+
+
+def test_autoguidance_leads_away_from_the_weaker_model():
+    predict, _ = network()
+
+    def weak(x, level, label):
+        return Estimate(0.5 * x)
+
+    found = guidance.auto(predict, weak, 3.0)(X, LEVEL, LABEL).x0
+    strong = predict(X, LEVEL, LABEL).x0
+    np.testing.assert_allclose(found, 0.5 * X + 3 * (strong - 0.5 * X), rtol=1e-5)
+
+
+def test_guidance_within_an_interval_costs_one_call_outside_of_it():
+    calls = []
+
+    def predict(x, level, label):
+        jax.debug.callback(lambda _: calls.append(len(x)), x[:1])
+        return Estimate(x + jnp.where(label == NONE, 0.0, 1.0)[:, None, None])
+
+    guided = guidance.classifier_free(predict, 3.0, NONE)
+    limited = jax.jit(guidance.within(guided, predict, 0.5, 2.0))
+    for sigma, added, size in ((0.4, 1, 3), (0.5, 3, 6), (2.0, 3, 6), (2.1, 1, 3)):
+        calls.clear()
+        level = Level(TIMES, jnp.ones(3), jnp.full(3, sigma))
+        np.testing.assert_allclose(limited(X, level, LABEL).x0, X + added, rtol=1e-6)
+        jax.effects_barrier()
+        assert calls == [size]

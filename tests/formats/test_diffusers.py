@@ -334,6 +334,9 @@ def test_bin_files_of_older_releases_are_read_too(diffusers, tmp_path):
 def test_what_cannot_be_written_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"network\.heads=2 over \[16, 32\]"):
         write(tmp_path, heads=2, attention=(16,))
+    for extra in ({"augment_dim": 9}, {"second_time": True}):
+        with pytest.raises(ValueError, match=rf"network\.{next(iter(extra))}"):
+            write(tmp_path, **extra)
     with pytest.raises(ValueError, match="missing: conv_in/bias"):
         ours.write(tmp_path, {}, network=NETWORK, scheduler={}, **SHAPE)
     with pytest.raises(ValueError, match="of another shape: conv_in/kernel"):

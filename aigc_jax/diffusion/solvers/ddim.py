@@ -8,7 +8,11 @@ from aigc_jax.diffusion.solvers.base import Solver, single_step, steps_of
 
 def coefficients(grid: Level, eta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """c_x, c_x0 and the noise's std [S] of DDIM (Song et al. 2021, eq. 12) over a grid [S + 1]."""
-    at, to = steps_of(grid)
+    return between(*steps_of(grid), eta)
+
+
+def between(at: Level, to: Level, eta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`coefficients` of steps from levels `at` to levels `to`, [S]."""
     # The posterior q(x_s | x_t, x_0) has this std at eta = 1, for any alpha and sigma.
     std = (
         eta
@@ -20,9 +24,10 @@ def coefficients(grid: Level, eta: float) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def solver(grid: Level, start: float, eta: float = 0.0) -> Solver:
-    """DDIM over a grid [S + 1], noisiest first, that ends at x_0.
+    """DDIM over a grid [S + 1], noisiest first.
 
-    eta = 0 is deterministic; eta = 1 is ancestral sampling with the posterior's variance.
+    eta = 0 is deterministic, Euler's method in x / alpha; eta = 1 is ancestral sampling with the
+    posterior's variance, which k-diffusion has as ancestral Euler.
     """
     at, _ = steps_of(grid)
     return single_step(at, *coefficients(grid, eta), start=start)

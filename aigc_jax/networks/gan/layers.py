@@ -232,6 +232,7 @@ class SelfAttention(nn.Module):
         query = layer(x, c // 8, name="query").reshape(b, height * width, c // 8)
         key = _max_pool(layer(x, c // 8, name="key")).reshape(b, -1, c // 8)
         value = _max_pool(layer(x, c // 2, name="value")).reshape(b, -1, c // 2)
+        # Not `jax.nn.dot_product_attention`, whose values are as wide as its keys.
         scores = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         h = jnp.einsum("bqk,bkc->bqc", weights, value).reshape(b, height, width, c // 2)
@@ -241,12 +242,6 @@ class SelfAttention(nn.Module):
 
 def _max_pool(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (2, 2), (2, 2))
-
-
-def downsample(x: jax.Array) -> jax.Array:
-    """Means of 2x2. [B, H, W, C] to [B, H/2, W/2, C]."""
-    b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
 
 def head(

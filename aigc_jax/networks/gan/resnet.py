@@ -24,11 +24,10 @@ from aigc_jax.networks.gan.layers import (
     check_conditioning,
     conv,
     dense,
-    downsample,
     head,
     with_label,
 )
-from aigc_jax.networks.layers import INIT, check_shape, nearest
+from aigc_jax.networks.layers import INIT, check_shape, mean_pool, nearest
 
 NORMS = ("spectral", "none")
 POOLS = ("sum", "mean")
@@ -189,5 +188,5 @@ class _Down(nn.Module):
         h = layer(nn.relu(h), name="conv2")
         if not self.half:
             return x + h
-        shortcut = dense(downsample(x), self.features, name="shortcut", init=INIT, **settings)
-        return downsample(h) + shortcut
+        shortcut = dense(mean_pool(x), self.features, name="shortcut", init=INIT, **settings)
+        return mean_pool(h) + shortcut

@@ -12,11 +12,10 @@ from aigc_jax.networks.gan.layers import (
     MinibatchStd,
     SelfAttention,
     check_conditioning,
-    downsample,
     head,
     with_label,
 )
-from aigc_jax.networks.layers import check_shape, nearest
+from aigc_jax.networks.layers import check_shape, mean_pool, nearest
 
 NORMAL = nn.initializers.normal(1.0)
 
@@ -299,7 +298,7 @@ def test_every_matrix_of_a_spectral_attention_has_its_norm():
 
 def test_pooling_and_nearest_neighbours():
     x = randn(1, 4, 6, 2)
-    small = downsample(x)
+    small = mean_pool(x)
     np.testing.assert_allclose(small[0, 1, 2], x[0, 2:4, 4:6].mean((0, 1)), rtol=1e-5)
     assert small.shape == (1, 2, 3, 2)
     large = nearest(x, 2)
