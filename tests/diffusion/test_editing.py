@@ -20,7 +20,9 @@ PROCESSES = {
     "vp": {"name": "vp"},
     "flow": {"name": "flow"},
     "log_snr": {"name": "log_snr"},
+    "edm": {"name": "edm"},
 }
+SAMPLERS = ("ddim", "ancestral", "heun", "dpmpp_2m", "unipc", "predictor_corrector")
 # Four pixels with a covariance like that of neighbours.
 ROOT = np.array([[0.5, 0, 0, 0], [0.4, 0.3, 0, 0], [0.3, 0.1, 0.3, 0], [0.2, 0.3, 0.2, 0.2]])
 COVARIANCE = ROOT @ ROOT.T
@@ -36,7 +38,11 @@ def gaussian_model(process="discrete", steps=40, **changes):
     values, vectors = np.linalg.eigh(COVARIANCE)
 
     def of(x, t, label, train):
-        alpha, sigma = (c[:, None] for c in made.coefficients(t if made.total else t / 1000))
+        if process == "edm":
+            t = jnp.exp(4 * t)
+        elif not made.total:
+            t = t / 1000
+        alpha, sigma = (c[:, None] for c in made.coefficients(t))
         flat = (x.reshape(len(x), 4) - alpha * MEAN[None]) @ vectors
         flat = alpha * values[None] / (alpha**2 * values[None] + sigma**2) * flat
         return (MEAN[None] + flat @ vectors.T).reshape(x.shape)
@@ -72,12 +78,12 @@ def test_a_weak_variation_is_the_image_and_the_strongest_a_plain_sample(process)
     )
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
-def test_variations_are_of_the_data_whatever_the_strength(sampler):
+@pytest.mark.parametrize("sampler", SAMPLERS[:-1])  # a corrector has a spread of its own
+def test_variations_are_of_the_data_whatever_the_strength_and_solver(sampler):
     made = gaussian_model(steps=100, sampling={"sampler": sampler})
-    for strength, calls in ((0.2, 20), (0.5, 50)):
+    for strength in (0.2, 0.5):
         drawing = editing.vary(made, strength=strength)
-        assert drawing.steps == calls
+        assert drawing.steps == pytest.approx(strength * made.solver.calls, abs=1)
         found = run(drawing, 4096, image=images(4096)).reshape(-1, 4)
         np.testing.assert_allclose(found.mean(0), MEAN, atol=0.03)
         np.testing.assert_allclose(np.cov(found.T), COVARIANCE, atol=0.03)
@@ -103,6 +109,22 @@ def test_what_is_known_comes_back_and_the_rest_has_its_conditional_mean(process)
     np.testing.assert_allclose(found[:, ~known].mean(0), MEAN[~known] + gain @ given, atol=0.1)
     left = COVARIANCE[~known][:, ~known] - gain @ COVARIANCE[known][:, ~known]
     np.testing.assert_allclose(np.cov(found[:, ~known].T), left, atol=0.05)
+
+
+def test_what_is_known_has_the_noise_of_each_level_on_the_way():
+    made, n = gaussian_model(steps=10), 4096
+    grid, drawing = made.solver.grid, editing.inpaint(made, resample=2)
+    cond = {"image": jnp.ones((n, *SHAPE)), "mask": mask_of(n)}
+    step = jax.jit(drawing.step)
+    carry = drawing.start(VARIABLES, keys_of(n), cond)
+    for i in range(drawing.steps):
+        carry, _ = step(VARIABLES, carry, cond, jnp.int32(i))
+        known = np.asarray(carry["x"][0]).reshape(n, 4)[:, MASK == 0]
+        level = (i + 1) // 2  # after the first time of a step x is back where that began
+        np.testing.assert_allclose(known.mean(0), grid.alpha[level], atol=0.06)
+        np.testing.assert_allclose(known.std(0), grid.sigma[level], atol=0.04)
+        correlation = np.corrcoef(known.T)[0, 1] if grid.sigma[level] else 0
+        assert abs(correlation) < 0.06
 
 
 def test_resampling_is_what_makes_the_parts_fit():
@@ -134,7 +156,7 @@ def test_inpainting_asks_a_learned_variance():
         editing.inpaint(made, resample=0)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("clip", [True, False])
 def test_what_is_upscaled_has_the_means_of_the_small_image(sampler, clip):
     def of(x, t, label, train):
@@ -151,6 +173,15 @@ def test_what_is_upscaled_has_the_means_of_the_small_image(sampler, clip):
     means = found.reshape(16, 2, 2, 4, 2, 3).mean((2, 4))
     np.testing.assert_allclose(means, small, atol=1e-5)
     assert found.std((1, 2, 3))[2:].min() > 0.3
+
+
+def test_estimates_on_the_way_have_the_means_too():
+    made, small = gaussian_model(steps=10), jnp.full((4, 1, 1, 1), 0.2)
+    walk = Driver(editing.upscale(made, factor=2), "cpu").walk(
+        VARIABLES, keys_of(4), {"image": small}
+    )  # fmt: skip
+    for _, preview in walk:
+        np.testing.assert_allclose(preview.mean((1, 2, 3)), 0.2, atol=1e-5)
 
 
 def test_upscaling_keeps_what_the_model_says_of_the_rest():
@@ -182,10 +213,24 @@ def test_an_inverted_image_comes_back_the_better_the_more_steps(process):
     assert errors[1] < 0.65 * errors[0]
     assert errors[2] < 0.65 * errors[1]
     # Data of N(MEAN, COVARIANCE) come of standard normal noise.
-    flat = latent.reshape(64, 4)
+    flat = latent.reshape(64, 4) / made.solver.std
     whitened = (np.asarray(x).reshape(64, 4) - MEAN) @ np.linalg.inv(_square_root()).T
     np.testing.assert_allclose(flat, whitened, atol=0.6)
     assert np.corrcoef(flat.ravel(), whitened.ravel())[0, 1] > 0.99
+
+
+def test_the_first_step_up_is_undone_by_the_last_step_down():
+    """An error of fourth order in the noise of the lowest level, of second order without it."""
+    made, x = gaussian_model("flow", steps=10), images(64)
+    lowest = jax.tree.map(lambda a: jnp.float32(a[-2]), made.solver.grid)
+    invert = editing.invert(made)
+    cond = {"image": x}
+    start = invert.start(VARIABLES, keys_of(64), cond)
+    carry, _ = invert.step(VARIABLES, start, cond, jnp.int32(0))
+    errors = [
+        np.abs(made.denoise(VARIABLES, {}, c["x"][0], lowest).x0 - x).mean() for c in (carry, start)
+    ]
+    assert errors[0] < 0.4 * errors[1]
 
 
 def _square_root():
