@@ -214,6 +214,9 @@ class Family(NamedTuple):
         where it takes those of the data's shape alone.
       bound: (variables, batch, key) -> {name: [B]}, like `evaluate`, but too expensive for a
         schedule: a whole likelihood bound, an importance-weighted one. Compiles what it needs.
+      density: (variables, batch, key, *, probes, tolerance) -> {name: [B]}: exact -log p of each
+        example by an ODE, its divergence from that many random probes, 0 for all dimensions. None
+        where a family has no such thing. Compiles what it needs.
       edits: {name: settings -> `Drawing`}, ways to edit images that are given: `cond` then holds
         what `Drawing.conditions` names, in the model's range. "vary" (strength), "inpaint"
         (resample) and "upscale" (factor) take "image", inpainting also "mask" [n, H, W, 1], 1
@@ -234,5 +237,6 @@ class Family(NamedTuple):
     translate: Callable | None = None
     views: Views | None = None
     bound: Callable | None = None
+    density: Callable | None = None
     stride: int = 0
     edits: Mapping[str, Callable[..., Drawing]] = {}

@@ -11,6 +11,7 @@ from aigc_jax.family import DataSpec, Family
 from aigc_jax.runs import observer
 from aigc_jax.runs.evaluations import (
     check_averages,
+    check_density,
     check_draws,
     check_sampling,
     plan,
@@ -128,6 +129,7 @@ def validate(config: Mapping[str, Any], spec: DataSpec) -> Family:
     check_lengths(config)
     check_averages(planned, settings_of(config["ema"]))
     check_draws(family, [e.name for e in planned if e.draws])
+    check_density(family, planned)
     check_sampling(planned, config["sampling"], common.rebuilder(config, spec))
     on_schedule, test_split = scheduled(planned, config["evaluation"]), config["data"]["test_split"]
     names = scheduled_names(on_schedule, family, spec, test_split)

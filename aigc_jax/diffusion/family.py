@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+from aigc_jax import modalities
 from aigc_jax.checks import (
     BelowOne,
     NonNegative,
@@ -25,9 +26,11 @@ from aigc_jax.diffusion import (
     times,
 )
 from aigc_jax.diffusion.model import Diffusion
+from aigc_jax.diffusion.vdm import VDM
 from aigc_jax.errors import SettingError
 from aigc_jax.family import DataSpec, Family
 from aigc_jax.networks.edm_unet import EDMUNet
+from aigc_jax.networks.fourier import FourierUNet
 from aigc_jax.networks.mlp import MLP
 from aigc_jax.networks.transformer import DiT
 from aigc_jax.networks.unet import UNet
@@ -37,9 +40,11 @@ NETWORKS = {
     "unet": (UNet, "image"),
     "edm_unet": (EDMUNet, "image"),
     "dit": (DiT, "image"),
+    "fourier_unet": (FourierUNet, "image"),
     "mlp": (MLP, "points"),
 }
 VARIANCES = ("fixed", "learned")
+ENDS = ("fixed", "learned")
 # What else of `config.sampling` is a field of Diffusion, where it is given.
 OF_SAMPLES = ("dynamic_threshold", "guidance_rescale", "guidance_low", "guidance_high")
 
@@ -54,7 +59,7 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     Raises:
       ValueError: a setting that does not exist, or that these data or the others rule out.
     """
-    of_diffusion = kinds(diffusion, given=("network", "shape", "sampling"))
+    of_diffusion = kinds(diffusion, given=("network", "shape", "sampling", "of_bytes"))
     settings = section("diffusion", config["diffusion"], {"conditional": bool, **of_diffusion})
     conditional = settings.pop("conditional")
     if conditional and not spec.classes:
@@ -65,7 +70,8 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     of_sampling |= kinds(Diffusion, only=("clip", "guidance"))
     optional = kinds(solvers.Settings) | kinds(Diffusion, only=OF_SAMPLES)
     sampling = section("sampling", config["sampling"], of_sampling, optional)
-    model = diffusion(made, spec.shape, **settings, sampling=sampling)
+    of_bytes = modalities.of(spec.kind).bounded
+    model = diffusion(made, spec.shape, **settings, sampling=sampling, of_bytes=of_bytes)
     return model.family()._replace(edits=editing.edits(model) if spec.kind == "image" else {})
 
 
@@ -103,17 +109,20 @@ def diffusion(
     bound_weight: NonNegative = 0.001,
     augment: Probability = 0.0,
     label_dropout: BelowOne = 0.0,
+    ends: Annotated[str, OneOf(ENDS)] = "fixed",
+    of_bytes: bool = True,
 ) -> Diffusion:
     """A model of Gaussian diffusion, from the settings of its parts.
 
     Args:
-      network, shape, bound_weight, augment, label_dropout: see `Diffusion`.
+      network, shape, bound_weight, augment, label_dropout, of_bytes: see `Diffusion`.
       process: see `process.PROCESSES`.
       prediction, sigma_data: see `precondition.named`.
       times, weighting: see `times.TIMES` and `times.WEIGHTINGS`.
       pairing: see `objectives.PAIRINGS`.
       variance: "learned" gives the network twice the channels, half of which say where each
         step's variance lies (Nichol & Dhariwal 2021, arXiv:2102.09672).
+      ends: "learned" is a `VDM`: trained by its bound, whose ends it learns.
       sampling: `clip`, `guidance` and `OF_SAMPLES` (see `Diffusion`), and what `solvers.build`
         takes; the bound is that of steps with this `variance` too.
 
@@ -142,7 +151,9 @@ def diffusion(
             "diffusion.variance='learned' needs diffusion.process.name='discrete', whose steps "
             "have a smallest and a largest variance"
         )
-    return Diffusion(
+    if ends == "learned":
+        _check_bound(process, times, weighting, pairing)
+    return (VDM if ends == "learned" else Diffusion)(
         network=network,
         shape=tuple(shape),
         process=made,
@@ -151,13 +162,31 @@ def diffusion(
         weight=_times.weighting(weighting, predicted, made),
         solver=solvers.build(made, **sampling),
         pair=objectives.PAIRINGS[pairing],
-        term=likelihood.terms(made, step_variance) if made.total else None,
+        term=likelihood.terms(made, step_variance, of_bytes) if made.total else None,
         learned_variance=learned,
         bound_weight=bound_weight,
         augment=augment,
         label_dropout=label_dropout,
+        of_bytes=of_bytes,
         **shown,
     )
+
+
+def _check_bound(process: Mapping, times: Mapping, weighting: Mapping, pairing: str) -> None:
+    """Raises ValueError where settings are not those of a `VDM`, which knows no others."""
+    needed = {
+        "process.name": (process["name"], "log_snr"),
+        "weighting.name": (weighting["name"], "likelihood"),
+        "times.name": (times["name"], "uniform"),
+        "times.shift": (times.get("shift", 1.0), 1.0),
+        "pairing": (pairing, "independent"),
+    }
+    for key, (given, only) in needed.items():
+        if given != only:
+            raise SettingError(
+                f"diffusion.ends='learned' trains by the bound itself, which needs "
+                f"diffusion.{key}={only!r}, not {given!r}"
+            )
 
 
 _process, _times = process, times  # settings have their names

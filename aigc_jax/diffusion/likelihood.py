@@ -1,19 +1,27 @@
-"""The variational bound on -log p(x_0) of a discrete-time model, in bits per dimension.
+"""The variational bound on -log p(x_0), in bits per dimension: its terms, each [B].
 
-Ho et al. 2020 (arXiv:2006.11239), eq. 5: L = L_T + L_{T-1} + ... + L_1 + L_0. Times are counted as
-everywhere here: term t = 0..T-1 belongs to the step that leaves x_t, so term 0 is the paper's L_0,
-the decoder of bytes, and the prior term its L_T. Images are bytes x as x / 127.5 - 1; the model is
-ancestral sampling over all T times (`solvers.ancestral`), whatever solver draws the samples.
+In T steps, Ho et al. 2020 (arXiv:2006.11239), eq. 5: L = L_T + L_{T-1} + ... + L_1 + L_0. Times are
+counted as everywhere here: term t = 0..T-1 belongs to the step that leaves x_t, so term 0 is the
+paper's L_0, the decoder, and the prior term its L_T. The model is ancestral sampling over all T
+times (`solvers.ancestral`), whatever solver draws the samples.
+
+In continuous time, Kingma et al. 2021 (arXiv:2107.00630), eq. 11 to 18: the KL to the prior at the
+noisiest level, the decoder at the least noisy one, and between them an integral over
+gamma = -ln(SNR), in which no schedule is left: the ends are all that the bound depends on.
+
+Images are bytes x as x / 127.5 - 1, and their decoder is a probability of bytes; other data have a
+density.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.diffusion.process import Discrete, expand
+from aigc_jax.diffusion.process import Discrete, Level, expand, of
 from aigc_jax.diffusion.solvers import ancestral
 from aigc_jax.diffusion.solvers.base import Estimate
 from aigc_jax.diffusion.solvers.spacing import ending
@@ -43,19 +51,53 @@ def discretized_gaussian_log_likelihood(
     return jnp.where(jnp.abs(x) > 0.999, outer, inner)
 
 
-def prior(process: Discrete, x0: jax.Array) -> jax.Array:
-    """L_T [B]: bits/dim of KL(q(x_T | x_0) || N(0, I)) for images [B, ...]; no network is in it."""
-    last = process.level(process.high)
-    return _per_example(normal_kl(last.alpha * x0, 2 * math.log(last.sigma), 0.0, 0.0))
+def decoder(x0: jax.Array, mean: jax.Array, log_scale: jax.Array, of_bytes: bool) -> jax.Array:
+    """-ln p(x_0) in bits/dim [B] under N(mean, e^(2 log_scale)), both like x_0 or scalars.
+
+    Args:
+      of_bytes: whether p is the probability of bytes; else it is a density.
+    """
+    if of_bytes:
+        return per_example(-discretized_gaussian_log_likelihood(x0, mean, log_scale))
+    z = (x0 - mean) * jnp.exp(-log_scale)
+    return per_example(0.5 * math.log(2 * math.pi) + log_scale + 0.5 * z**2)
 
 
-def terms(process: Discrete, variance: str) -> Term:
+def prior(last: Level, x0: jax.Array, std: Any = 1.0) -> jax.Array:
+    """KL(q(x_t | x_0) || N(0, std^2 I)) in bits/dim [B] at one level; no network is in it.
+
+    Args:
+      last: the noisiest level, of scalars; on the host it keeps the digits of a sigma near `std`.
+    """
+    logvar = 2 * of(last.sigma).log(last.sigma / std)
+    return per_example(normal_kl(last.alpha / std * x0, logvar, 0.0, 0.0))
+
+
+def reconstruction(x0: jax.Array, eps: jax.Array, ratio: Any, of_bytes: bool) -> jax.Array:
+    """-ln p(x_0 | x_t) in bits/dim [B] of x_t / alpha = x_0 + ratio eps, the least noisy level.
+
+    p is N(x_t / alpha, ratio^2), of bytes its mass in their bins.
+    """
+    return decoder(x0, x0 + ratio * eps, jnp.log(ratio), of_bytes)
+
+
+def diffusion_rate(x0: jax.Array, x0_hat: jax.Array, ratio: jax.Array) -> jax.Array:
+    """What the diffusion term grows by per unit of gamma, bits/dim [B]: SNR |x_0 - x0_hat|^2 / 2.
+
+    Kingma et al. 2021, eq. 18, with dSNR = -SNR dgamma. `ratio` is sigma / alpha [B].
+    """
+    return per_example(0.5 * ((x0 - x0_hat) / expand(ratio, x0)) ** 2)
+
+
+def terms(process: Discrete, variance: str, of_bytes: bool = True) -> Term:
     """The terms of the bound that hold the network, L_t in bits/dim.
 
     Args:
       process: its times 0..T-1.
-      variance: of the model's steps, "fixed_small", "fixed_large" or "learned". Step 0, whose
-        posterior has none, takes the posterior variance of step 1 under all, as Ho et al. do.
+      variance: of the model's steps, "fixed_small", "fixed_large" or "learned". The posterior of
+        step 0 has none: its smallest is that of step 1 (Ho et al. 2020), as is its only one where
+        it is fixed; its largest, of "learned", is beta_0 (Nichol & Dhariwal 2021).
+      of_bytes: whether the decoder is of bytes.
 
     Returns:
       (x_0 [B, ...], estimate of x_0 [B, ...], time number int [B]) -> [B]: where t > 0 the KL from
@@ -68,7 +110,7 @@ def terms(process: Discrete, variance: str) -> Term:
     )
     # Of a process with one time there is no step 1 to borrow from.
     small[0] = small[1] if process.total > 1 else process.sigmas[0]
-    large[0] = small[0]
+    large[0] = process.sigmas[0] if variance == "learned" else small[0]
     logvar_small, logvar_large = 2 * np.log(small), 2 * np.log(large)
 
     def term(x0: jax.Array, estimate: Estimate, index: jax.Array) -> jax.Array:
@@ -80,13 +122,12 @@ def terms(process: Discrete, variance: str) -> Term:
         else:
             p = q if variance == "fixed_small" else widest
         # Both means are c x_0 + c_x x_t: the share of x_t, the larger one, cancels.
-        kl = normal_kl(c * x0, q, c * estimate.x0, p)
-        decoder = -discretized_gaussian_log_likelihood(x0, estimate.x0, 0.5 * p)
-        return jnp.where(index == 0, _per_example(decoder), _per_example(kl))
+        kl = per_example(normal_kl(c * x0, q, c * estimate.x0, p))
+        return jnp.where(index == 0, decoder(x0, estimate.x0, 0.5 * p, of_bytes), kl)
 
     return term
 
 
-def _per_example(nats: jax.Array) -> jax.Array:
+def per_example(nats: jax.Array) -> jax.Array:
     """Bits/dim [B] of nats [B, ...]."""
     return jnp.mean(nats.reshape(len(nats), -1), axis=1) / math.log(2)

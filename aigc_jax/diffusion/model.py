@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.checks import NonNegative, Probability
-from aigc_jax.diffusion import likelihood, objectives
+from aigc_jax.diffusion import objectives
 from aigc_jax.diffusion.guidance import Denoise, classifier_free, holds, within
+from aigc_jax.diffusion.likelihood import Term
+from aigc_jax.diffusion.model_likelihood import ModelLikelihood, ratios
 from aigc_jax.diffusion.precondition import Prediction
 from aigc_jax.diffusion.process import Level, Process, diffuse, expand, per_time
 from aigc_jax.diffusion.solvers.base import Estimate, Solver, noise_like
@@ -58,6 +60,8 @@ class Diffusion:
       bound_weight: of the bound, beside the simple loss, by which that half is trained.
       augment: probability of each of EDM's moves of a training image, of which the network is told
         (Karras et al. 2022, arXiv:2206.00364, appendix F.2); 0 for none.
+      of_bytes: whether examples are bytes in [-1, 1], and likelihoods those of bytes; else examples
+        have a density.
       label_dropout: share of training labels replaced by "none", for classifier-free guidance.
       guidance: weight of classifier-free guidance of samples; 1 is none. `guidance_rescale` is its
         share of the way back to an estimate's own standard deviation, and `guidance_low` and
@@ -76,10 +80,11 @@ class Diffusion:
     weight: Callable[[Level], jax.Array]
     solver: Solver
     pair: Callable[[jax.Array, jax.Array], jax.Array] = objectives.independent
-    term: likelihood.Term | None = None
+    term: Term | None = None
     learned_variance: bool = False
     bound_weight: float = 0.001
     augment: float = 0.0
+    of_bytes: bool = True
     label_dropout: float = 0.0
     guidance: NonNegative = 1.0
     guidance_rescale: Probability = 0.0
@@ -128,7 +133,8 @@ class Diffusion:
                 conditions={"label": Field("label", (), self.classes)} if self.classes else {},
             ),
             views=Views(reconstruct=self.reconstruct),
-            bound=self.bound if self.term else None,
+            bound=self.likelihood.bound,
+            density=self.likelihood.density,
         )
 
     def init(self, key: jax.Array) -> tuple[Params, Extra]:
@@ -212,41 +218,15 @@ class Diffusion:
         output = self.predict(variables.params, x_t, level, self.label_of(batch))
         return {"loss": self.errors(x0, eps, output, x_t, level)}
 
-    def bound(self, variables: Variables, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        """{"bits_per_dim": [B]}: the whole bound on -log p of an image, a network call for each t.
-
-        The bound is of ancestral sampling over all T times, whatever `solver` draws samples with:
-        with estimates of x_0 clipped where samples have them clipped, as Ho et al. 2020 do, and
-        without guidance. A single time in place of all T is no estimate worth its name: the first
-        few hold most of the bound (Nichol & Dhariwal 2021, arXiv:2102.09672, figure 2).
-        """
-        total = self._prior(batch["x"])
-        for i in range(self.process.total):
-            total = self._add_term(variables, batch, key, i, total)
-        return {"bits_per_dim": total}
-
-    def add_term(
-        self, variables: Variables, batch: Batch, key: jax.Array, i: jax.Array, total: jax.Array
-    ) -> jax.Array:
-        """`total` [B] and the bound's term of time number i, from one draw of x_t."""
-        x0 = batch["x"]
-        index = jnp.full((len(x0),), i)
-        level = self.process.level(index.astype(jnp.float32))
-        eps = jax.random.normal(jax.random.fold_in(key, i), x0.shape)
-        x_t = diffuse(x0, eps, level)
-        output = self.predict(variables.params, x_t, level, self.label_of(batch))
-        estimate = self.estimate(output, x_t, level)
-        estimate = estimate._replace(x0=self.threshold(estimate.x0))
-        return total + self.term(x0, estimate, index)
+    def ratios(self, params: Params) -> tuple[Any, Any]:
+        """sigma / alpha at the ends of the bound in continuous time, and of the ODE."""
+        del params
+        return ratios(self.process)
 
     @cached_property
-    def _add_term(self) -> Any:
-        """Compiled once for all times and all calls of `bound`."""
-        return jax.jit(self.add_term)
-
-    @cached_property
-    def _prior(self) -> Any:
-        return jax.jit(partial(likelihood.prior, self.process))
+    def likelihood(self) -> ModelLikelihood:
+        """Evaluators of the likelihood, compiled once."""
+        return ModelLikelihood(self)
 
     def reconstruct(
         self, variables: Variables, batch: Batch, key: jax.Array

@@ -162,6 +162,7 @@ POINTS = {"mixture": mixture}
 EXAMPLES = {
     "examples": per_example.examples,
     "likelihood": per_example.likelihood,
+    "exact_likelihood": per_example.exact_likelihood,
     "diagnosis": per_example.diagnosis,
     "reconstruction": per_example.reconstruction,
     "translation": per_example.translation,

@@ -36,6 +36,7 @@ class ModelUnderTest:
       translations: () -> {direction: features of translations and of real images}; None without.
       network, reference: of these features; data set and split that translations should be like.
       key: of the randomness of these functions; batch i is given it with i folded in.
+      density: (batch, key) -> {name: [B]}, as `Family.density`; None without.
     """
 
     evaluate: Callable
@@ -51,6 +52,7 @@ class ModelUnderTest:
     translations: Callable[[], Mapping[str, Translated]] | None = None
     network: str = ""
     reference: str = ""
+    density: Callable | None = None
 
 
 class Mean(NamedTuple):
@@ -112,6 +114,13 @@ def likelihood(model: ModelUnderTest, limit: int) -> list[Row]:
     if model.bound is None:
         return []
     return _rows(model, means(model.bound, model.examples(limit), model.key))
+
+
+def exact_likelihood(model: ModelUnderTest, limit: int) -> list[Row]:
+    """Exact likelihoods by an ODE, and how often it called the network."""
+    if model.density is None:
+        return []
+    return _rows(model, means(model.density, model.examples(limit), model.key))
 
 
 def diagnosis(model: ModelUnderTest, limit: int) -> list[Row]:

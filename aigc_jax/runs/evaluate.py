@@ -134,8 +134,8 @@ class Evaluator:
         """The feature network of an evaluation, which is open already."""
         return open_network(e, self.data, self.extractors)
 
-    def model(self, variables: Variables) -> ModelUnderTest:
-        """What evaluators of examples see of a model."""
+    def model(self, variables: Variables, **of_density: Any) -> ModelUnderTest:
+        """What evaluators of examples see of a model; `of_density` are settings of its density."""
         family, codec = self.family, self.family.codec
         return ModelUnderTest(
             evaluate=partial(self._evaluate, variables),
@@ -147,6 +147,7 @@ class Evaluator:
             name=f"{self.data.name} {self.data.test_split}",
             are_images=modalities.of(self.data.spec.kind).judged_in_features,
             key=streams.evaluation(self.seed),
+            density=family.density and partial(family.density, variables, **of_density),
         )
 
     def run(
@@ -191,8 +192,9 @@ class Evaluator:
         """Rows of the evaluations of held-out examples; arguments as those of `run`."""
         rows = []
         for planned, own, words in self._models(False, variables, weights, averages):
-            model = self.model(own)
             for e in planned:
+                of_density = {key: e.settings[key] for key in ("probes", "tolerance")}
+                model = self.model(own, **of_density)
                 judged = with_networks(model, e, self.family, own, self.data, self.extractors)
                 found = evaluators.of_examples(e.metric, judged, limit=e.limit, weights=words)
                 rows += [row._replace(evaluation=e.label) for row in found]

@@ -22,6 +22,7 @@ from aigc_jax.training import ema as ema_settings
 
 Rebuild = Callable[[Mapping[str, Any]], Family]
 OF_THE_RUN = ("at_end",)  # keys of `config.evaluation` that no single evaluation can replace
+OF_LIKELIHOOD = ("likelihood", "exact_likelihood")  # metrics of `likelihood_count` examples
 ALWAYS = {"examples": {}, "diagnosis": {}}  # on a schedule, whatever else is
 
 
@@ -36,9 +37,11 @@ class Settings(NamedTuple):
         takes them.
       statistics: file of a mean and a covariance to take the Fréchet distance to; "": none.
       manifold_count: most images where all pairs are compared.
-      likelihood_count: examples whose likelihood is bounded; 0 for all.
+      likelihood_count: examples whose likelihood is bounded, or computed; 0 for all.
       at_end: whether a run ends with all of its evaluations.
       scheduled_count: samples on a schedule; 0 for no metrics of samples.
+      probes, tolerance: of exact likelihoods: how many random probes estimate the divergence, 0 to
+        compute it; and the error that a step of the ODE may make.
     """
 
     network: Annotated[str, OneOf(features.NAMES)]
@@ -53,6 +56,8 @@ class Settings(NamedTuple):
     at_end: bool
     examples: Whole
     scheduled_count: Whole
+    probes: Whole = 1
+    tolerance: Positive = 1e-5
 
 
 class Evaluation(NamedTuple):
@@ -111,7 +116,7 @@ def plan(
       ValueError: an unknown metric or setting, a value out of its range, settings that are no
         mapping.
     """
-    settings = arguments("evaluation", Settings, settings)
+    settings = Settings(**arguments("evaluation", Settings, settings))._asdict()
     if not hasattr(evaluations, "items"):
         raise SettingError(
             f"config.evaluations gives each evaluation its settings, such as {{'fid': {{}}}}, and "
@@ -141,7 +146,7 @@ def _evaluation(name: str, given: Mapping[str, Any], settings: Mapping[str, Any]
         raise SettingError(f"evaluations.{name}: metric {metric!r} {lacks}")
     if metric in evaluators.OF_SAMPLES:
         return Evaluation(name, metric, dict(sampling), both, count=both["count"], ema=ema)
-    limit = both["likelihood_count"] if metric == "likelihood" else 0
+    limit = both["likelihood_count"] if metric in OF_LIKELIHOOD else 0
     return Evaluation(name, metric, {}, both, limit=limit, ema=ema)
 
 
@@ -215,6 +220,16 @@ def check_averages(planned: Iterable[Evaluation], settings: ema_settings.Setting
                 raise SettingError(f"evaluations.{e.name}.ema: {error}") from error
 
 
+def check_density(family: Family, planned: Iterable[Evaluation]) -> None:
+    """Raises ValueError where exact likelihoods are asked of a family without."""
+    for e in planned:
+        if e.metric == "exact_likelihood" and family.density is None:
+            raise SettingError(
+                f"evaluations.{e.name}: exact likelihoods are those of diffusion models, by their "
+                "ODE; this family has none: ask for 'likelihood', a bound"
+            )
+
+
 def check_sampling(
     planned: Iterable[Evaluation], sampling: Mapping[str, Any], rebuild: Rebuild
 ) -> None:
@@ -250,6 +265,7 @@ def check(
     planned = tuple(planned)
     of_samples = [e for e in planned if e.draws]
     check_draws(family, [e.name for e in of_samples])
+    check_density(family, planned)
     check_sampling(of_samples, sampling, rebuild)
     for e in of_samples:
         _check_kind(e, data)

@@ -140,10 +140,11 @@ def _evaluation(config: ConfigDict) -> ConfigDict:
             "statistics": "",  # .npz of mu and sigma, to take the Fréchet distance to them instead
             "manifold_count": 10_000,  # most images where all pairs are compared
             "likelihood_count": 0,  # examples whose likelihood is bounded; 0: all
+            "probes": 1,  # random ones for the divergence, of "exact_likelihood"; 0: computed
+            "tolerance": 1e-5,  # of its ODE
             "at_end": False,  # evaluate at the end of training too, as by --mode=evaluate
-            # While training, every log.eval_every steps:
-            "examples": 0,  # of the test split; 0: all
-            "scheduled_count": 0,  # samples; 0: no metrics of samples
+            "examples": 0,  # of the test split, every log.eval_every steps; 0: all
+            "scheduled_count": 0,  # samples, as often; 0: no metrics of samples
         }
     )
 

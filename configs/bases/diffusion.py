@@ -88,6 +88,7 @@ def ddpm() -> ConfigDict:
             "variance": "fixed",
             "bound_weight": 0.001,  # of variance "learned"
             "augment": 0.0,  # EDM's, of which the network is told
+            "ends": "fixed",  # of the process; "learned" by the bound: "log_snr" alone
             "conditional": False,
             "label_dropout": 0.1,  # of conditional models
         }

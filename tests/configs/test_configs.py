@@ -53,7 +53,8 @@ def shapes(made, config, spec):
     """`abstract`, once for all experiments that differ in numbers only."""
     own = [config[name] for name in ("vae", "gan", "cyclegan") if name in config]
     if config.family == "diffusion":
-        own = (config.diffusion.prediction, config.diffusion.conditional)
+        names = ("prediction", "conditional", "variance", "ends")
+        own = [config.diffusion[name] for name in names]
     if config.family == "hierarchical_vae":  # half a minute to trace, whatever the KL costs
         own = (config.vae.likelihood,)
     key = (config.family, str(config.network), str(own), str(spec))

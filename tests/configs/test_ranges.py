@@ -29,6 +29,7 @@ ZERO = {
     *("optimizer.skip_above", "ema.half_life", "ema.ramp", "ema.snapshot_every"),
     *("log.every", "log.eval_every", "log.sample_every", "log.first_sample", "log.samples"),
     *("checkpoint.every", "evaluation.likelihood_count", "evaluation.examples"),
+    "evaluation.probes",
     *("evaluation.scheduled_count", "network.dropout", "diffusion.label_dropout"),
     *("sampling.steps", "sampling.eta", "sampling.guidance", "sampling.truncation"),
     *("sampling.temperature", "vae.kl.beta", "vae.kl.free_bits", "vae.kl.gamma"),
@@ -39,13 +40,13 @@ ZERO = {
     *("cyclegan.adversarial", "cyclegan.cycle_a", "cyclegan.cycle_b", "cyclegan.identity"),
     *("cyclegan.pool", "diffusion.bound_weight", "sampling.dynamic_threshold"),
     *("sampling.guidance_rescale", "sampling.guidance_low", "sampling.guidance_high"),
-    *("diffusion.augment", "diffusion.times.mean", "sampling.churn"),
+    *("diffusion.augment", "sampling.churn"),
     *("network.augment_dim", "network.depth", "network.head_dim"),
 }
 # Numbers that may not be 0.
 NOT_ZERO = {
     *("train.batch_size", "train.steps", "optimizer.eps", "checkpoint.keep", "ema.snapshots"),
-    *("evaluation.count", "evaluation.manifold_count"),
+    *("evaluation.count", "evaluation.manifold_count", "evaluation.tolerance"),
     *("network.width", "network.blocks", "network.heads", "network.groups", "network.latent"),
     *("network.bottleneck", "network.generator.latent", "network.generator.width"),
     *("network.generator.blocks", "network.generator.embed", "network.generator.expansion"),
@@ -61,8 +62,9 @@ NOT_ZERO = {
     *("vae.codebook.size", "vae.codebook.commitment", "gan.critics", "gan.generator_batch"),
     *("gan.penalty.weight", "gan.penalty.every", "gan.augment.images"),
 }
-MAY_BE_NEGATIVE = {"diffusion.times.mean"}
 OF_A_SIZE = {"network.width", "network.heads"}  # 0 for those of DiT's `size`
+# Numbers of any sign.
+ANY_SIGN = {"diffusion.times.mean", "diffusion.process.gamma_min", "diffusion.process.gamma_max"}
 # Too much for numbers that have a bound above, of their own or another key's.
 ABOVE = {
     **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.b2_end", "optimizer.momentum"), 1),
@@ -103,11 +105,12 @@ def wrong_values(key, now):
         return [*values, "yes", "True", 1, 0, 2.5, NAN, ()]
     if key == "data.channels":
         return [*values, 2, 0, -1, 4, 2.5, NAN, "3", "nonsense", True, ()]
+    if key in ANY_SIGN:
+        return [*values, *NOT_FINITE, "1", "nonsense", True, (), (1,)]
     if isinstance(now, int | float):
         assert (key in ZERO) != (key in NOT_ZERO), f"say in this test whether {key} may be 0"
-        values += [*NOT_FINITE, "1", "nonsense", True, (), (1,)]
-        values += [2.5, 2**31 if key != "seed" else 2**63] if isinstance(now, int) else []
-        values += [] if key in MAY_BE_NEGATIVE else [-1, -1e-6, -2.5]
+        values += [*NOT_FINITE, -1, -1e-6, "1", "nonsense", True, (), (1,)]
+        values += [2.5, 2**31 if key != "seed" else 2**63] if isinstance(now, int) else [-2.5]
         values += [0] if key in NOT_ZERO else []
         return [*values, ABOVE[key]] if key in ABOVE else values
     if isinstance(now, tuple):
@@ -211,7 +214,9 @@ def test_every_key_of_every_config_refuses_what_it_cannot_be():
         wrong += filter(None, (refusal(key, value, config, spec) for value in values))
     assert not wrong, "\n".join(wrong)
     assert tried > 2000
-    assert seen >= (ZERO | NOT_ZERO | set(ABOVE) | FREE_TEXT | MAY_BE_EMPTY | MAY_BE_NONE)
+    assert seen >= (
+        ZERO | NOT_ZERO | ANY_SIGN | set(ABOVE) | FREE_TEXT | MAY_BE_EMPTY | MAY_BE_NONE
+    )
 
 
 def check_told(changes, words, base="vae_digits"):

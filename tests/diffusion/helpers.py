@@ -72,7 +72,7 @@ def reconstructed(made, batch, seed=0):
 
 
 def bits(made, batch, seed=0):
-    return made.bound(VARIABLES, batch, jax.random.key(seed))["bits_per_dim"]
+    return made.likelihood.bound(VARIABLES, batch, jax.random.key(seed))["bits_per_dim"]
 
 
 def keys_of(n):

@@ -29,6 +29,10 @@ def terms(process, variance):
     return jax.jit(lambda x0, x0_hat, index: term(x0, Estimate(x0_hat), index))
 
 
+def prior(process, x0):
+    return likelihood.prior(process.level(process.high), x0)
+
+
 def log_p(x, mean, std):
     return jax.jit(likelihood.discretized_gaussian_log_likelihood)(x, mean, np.log(std))
 
@@ -93,12 +97,12 @@ def test_a_mean_far_out_costs_what_it_should_in_float32(std):
 def test_the_prior_term_is_the_published_one(float64):
     x0 = np.sqrt([0.0, 0.25, 1.0])[:, None, None, None] * np.ones((3, 2, 2, 1))
     expected = [5.87478410086e-10, 7.27867696392e-6, 2.91129454203e-5]
-    np.testing.assert_allclose(likelihood.prior(linear(), x0), expected, rtol=1e-7)
-    np.testing.assert_allclose(likelihood.prior(linear(), x0)[1], expected[1], rtol=1e-9)
+    np.testing.assert_allclose(prior(linear(), x0), expected, rtol=1e-7)
+    np.testing.assert_allclose(prior(linear(), x0)[1], expected[1], rtol=1e-9)
 
 
 def test_the_prior_term_keeps_its_digits_in_float32():
-    found = likelihood.prior(linear(), jnp.full((1, 4), 0.5))
+    found = prior(linear(), jnp.full((1, 4), 0.5))
     np.testing.assert_allclose(found, 7.27867696392e-6, rtol=1e-5)
 
 
@@ -181,7 +185,7 @@ def test_the_bound_of_gaussian_bytes_lies_above_their_entropy(float64, variance)
     decoder = term(
         np.repeat(BYTES, 40)[:, None], x0_hat.reshape(-1, 1), np.zeros(256 * 40, int)
     ).reshape(256, 40) @ (share / share.sum())
-    bits = p @ (kl[:, 1:].sum(axis=1) + decoder + likelihood.prior(process, BYTES[:, None]))
+    bits = p @ (kl[:, 1:].sum(axis=1) + decoder + prior(process, BYTES[:, None]))
     assert entropy == pytest.approx(7.762840752792776)
     assert 7.76289031197 < bits < entropy + 1.0
 
@@ -197,7 +201,7 @@ def test_the_bound_of_a_gaussian_is_its_entropy_and_what_each_step_gets_wrong(fl
     # -E ln p(x_0 | x_1) as of a density: data that are not bytes.
     model = np.append(small[1], (small if variance == "fixed_small" else beta)[1:])
     decoder = 0.5 * (np.log(2 * np.pi * model[0]) + square[0] / model[0]) / np.log(2)
-    total = kl[1:].sum() + decoder + likelihood.prior(process, np.full((1, 1), std))[0]
+    total = kl[1:].sum() + decoder + prior(process, np.full((1, 1), std))[0]
     ratio = (c_x0**2 * square + small) / model
     last = (process.alphas[-1] * std) ** 2 + process.sigmas[-1] ** 2
     wrong = np.append(ratio, last)
@@ -227,7 +231,13 @@ def test_a_process_of_one_time_has_a_bound_too():
 @pytest.mark.parametrize(("share", "fixed"), [(0.0, "fixed_small"), (1.0, "fixed_large")])
 def test_a_learned_variance_at_either_end_is_a_fixed_one(share, fixed):
     process, rng = linear(20), np.random.default_rng(0)
+    process_beta = gaussian.betas("linear", 20)
     x0, x0_hat = rng.uniform(-1, 1, (2, 20, 3)).astype(np.float32)
     estimate = Estimate(x0_hat, np.full((20, 3), share, np.float32))
     found = likelihood.terms(process, "learned")(x0, estimate, np.arange(20))
-    np.testing.assert_allclose(found, terms(process, fixed)(x0, x0_hat, np.arange(20)), rtol=1e-5)
+    expected = terms(process, fixed)(x0, x0_hat, np.arange(20))
+    np.testing.assert_allclose(found[1:], expected[1:], rtol=1e-5)
+    # The decoder's largest is beta_0, as in the code of Nichol & Dhariwal.
+    logvar = np.log(posterior(process_beta)[2][1] if share == 0 else process_beta[0])
+    byte = likelihood.decoder(x0[:1], x0_hat[:1], 0.5 * logvar, of_bytes=True)
+    np.testing.assert_allclose(found[:1], byte, rtol=1e-5)

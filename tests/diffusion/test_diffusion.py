@@ -160,7 +160,7 @@ def test_bits_of_all_times_are_the_bound_of_what_is_sampled(prediction, variance
     term = likelihood.terms(PROCESS, variance)
     guess = jnp.full_like(x0, 1.0 if clip else 1.2)
     expected = sum(term(x0, Estimate(guess), jnp.full(2, i)) for i in range(T))
-    expected += likelihood.prior(PROCESS, x0)
+    expected += likelihood.prior(PROCESS.level(T - 1), x0)
     np.testing.assert_allclose(bits(made, {"x": x0}), expected, rtol=1e-4)
 
 

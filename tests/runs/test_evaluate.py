@@ -23,8 +23,10 @@ from aigc_jax.runs.pictures import NEAREST
 from aigc_jax.training import sharding
 from configs import ddpm_digits
 
-# All but those of points, and of families that translate (test_networks.py).
-EVERYTHING = {name: {} for name in evaluators.NAMES if name not in ("mixture", "translation")}
+# All but those of points, of families that translate (test_networks.py), and to the tolerance of
+# an ODE's solver (tests/diffusion).
+OTHERS = ("mixture", "translation", "exact_likelihood")
+EVERYTHING = {name: {} for name in evaluators.NAMES if name not in OTHERS}
 
 
 @pytest.fixture(scope="module")
@@ -376,3 +378,24 @@ def test_an_evaluation_of_another_average_is_of_that_one_and_shares_nothing_with
     assert set(asked) == {5.0}
     alone = by_metric(evaluator(extractors, family, {"fid": {}}).run(own, seed=0, weights="").rows)
     assert alone["fd_digits"].value == rows["fd_digits"].value
+
+
+def test_an_exact_likelihood_is_computed_as_its_evaluation_says(extractors):
+    seen = []
+
+    def density(variables, batch, key, *, probes, tolerance):
+        seen.append((probes, tolerance))
+        return {"bits_per_dim_ode": batch["x"].mean((1, 2, 3))}
+
+    family = Sampler().family()._replace(density=density)
+    given = {
+        "exact_likelihood": {"likelihood_count": 40},
+        "finer": {"metric": "exact_likelihood", "probes": 0, "tolerance": 1e-7},
+    }
+    made = evaluator(extractors, family, given, probes=3)
+    rows = made.run(NOTHING, seed=0, weights="EMA").rows
+    assert [(row.key, row.n) for row in rows] == [
+        ("bits_per_dim_ode", 40),
+        ("finer/bits_per_dim_ode", 80),
+    ]
+    assert list(dict.fromkeys(seen)) == [(3, 1e-5), (0, 1e-7)]

@@ -29,6 +29,8 @@ SETTINGS = {
     "at_end": True,
     "examples": 20,
     "scheduled_count": 0,
+    "probes": 1,
+    "tolerance": 1e-5,
 }
 DIGITS = RealData("digits", datasets.load("digits"), "train", "test", 40)
 RING = RealData("ring", datasets.Dataset(specs.points(), {"train": [], "test": []}), *DIGITS[2:])
@@ -46,6 +48,7 @@ def test_an_evaluation_is_a_metric_with_settings_of_its_own():
             "fid": {},
             "fid_fast": {"metric": "fid", "sampling": {"steps": 5}, "count": 50},
             "likelihood": {},
+            "exact_likelihood": {"likelihood_count": 7, "probes": 0},
             "examples": {},
         }
     )
@@ -56,6 +59,8 @@ def test_an_evaluation_is_a_metric_with_settings_of_its_own():
     assert usual.settings == SETTINGS
     assert fast.settings == SETTINGS | {"count": 50}
     assert (found["likelihood"].limit, found["examples"].limit) == (30, 0)
+    exact = found["exact_likelihood"]
+    assert (exact.limit, exact.settings["probes"], exact.settings["tolerance"]) == (7, 0, 1e-5)
     assert [e.name for e in found.values() if e.draws] == ["fid", "fid_fast"]
 
 
@@ -126,6 +131,7 @@ def test_what_can_be_judged_passes():
         ({"kid": {}}, {"reference_split": "val"}, "reference_split of kid is one of train, test"),
         ({"fid": {"sampling": {"step": 5}}}, {}, "sampling is .*not 'step'; did you mean 'step"),
         ({"mixture": {}}, {}, "'mixture' judges samples of ring and grid, not of 'digits'"),
+        ({"ode": {"metric": "exact_likelihood"}}, {}, "evaluations.ode: exact likelihoods are "),
     ],
 )
 def test_what_cannot_be_judged_is_refused(given, changes, message):
