@@ -265,9 +265,11 @@ EDITS = {
 }
 
 
-def given_for(names, count):
-    """A function of the numbers of samples, as `draw` takes it."""
-    x = np.asarray(images(count))
+def given_for(names, count, other=None):
+    """A function of the numbers of samples, as `draw` takes it; image `other` is another one."""
+    x = np.array(images(count))
+    if other is not None:
+        x[other] -= 0.4
     known = {
         "image": x, "mask": np.asarray(mask_of(count)), "latent": x, "other": x[::-1],
         "share": np.linspace(0, 1, count, dtype=np.float32), "small": x[:, :1, :1],
@@ -296,6 +298,8 @@ def test_edit_i_depends_on_the_seed_and_image_i_alone(name):
     other = np.abs(drawn(8, 16, seed=1) - whole).max()
     assert (other > 0.01) == (name in ("vary", "inpaint", "upscale"))
     assert np.abs(drawn(8, 16, labels=[1]) - whole).max() > 0.001
+    changed = drawn(8, 16, given=given_for(names, 11, other=5)) - whole  # in the middle
+    assert np.flatnonzero(np.abs(changed).max((1, 2, 3)) > 1e-4).tolist() == [5]
     asked = {**given_for(names, 11)(np.arange(11)), "label": np.arange(11) % 3}
     assert asked.keys() == drawing.conditions.keys()
     for key, field in drawing.conditions.items():
