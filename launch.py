@@ -6,6 +6,7 @@
     python launch.py --mode=evaluate --workdir=runs/ddpm_digits --num=500
     python launch.py --mode=denoise --workdir=runs/dvae_mnist --input=FOLDER
     python launch.py --mode=translate --workdir=runs/cyclegan_maps --input=FOLDER --direction=a2b
+    python launch.py --mode=edit --workdir=runs/ddpm_digits --edit=vary --input=FOLDER
     python launch.py --mode=export --workdir=runs/ddpm_digits --output=exported
     python launch.py --mode=ema --workdir=runs/ddpm_digits --sigma-rel=0.07
 
@@ -44,6 +45,7 @@ COMMANDS = {
     "denoise": "aigc_jax.commands.denoise",
     "translate": "aigc_jax.commands.translate",
     "encode": "aigc_jax.commands.encode",
+    "edit": "aigc_jax.commands.edit",
     "export": "aigc_jax.commands.export",
     "ema": "aigc_jax.commands.ema",
 }
@@ -103,7 +105,25 @@ OWN = {
         flags.DEFINE_list(
             "evaluations", None, "Some of the config's evaluations, or metrics, such as fid,kid."
         ),
-        flags.DEFINE_string("input", None, "A folder or .zip of images."),
+        flags.DEFINE_string("input", None, "A folder or .zip of images; of edit also one file."),
+        flags.DEFINE_enum(
+            "edit",
+            None,
+            ["vary", "inpaint", "upscale", "invert", "interpolate"],
+            "What to do with images.",
+        ),
+        flags.DEFINE_float(
+            "strength", None, "Of vary: the share of the steps that are made; default: 0.5."
+        ),
+        flags.DEFINE_string(
+            "mask", None, "Of inpaint: white is painted anew. A file, or a folder with one by name."
+        ),
+        flags.DEFINE_integer(
+            "resample", None, "Of inpaint: how often each step is made; default: 10."
+        ),
+        flags.DEFINE_integer(
+            "factor", None, "Of upscale: by which images are smaller than the model's; default: 2."
+        ),
         flags.DEFINE_enum("direction", "a2b", ["a2b", "b2a"], "From which domain to which."),
         flags.DEFINE_bool("resize", False, "Images at the size of training, and the results back."),
         flags.DEFINE_bool("distributed", False, "Several hosts, found by the cluster."),

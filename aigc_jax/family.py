@@ -27,7 +27,7 @@ class Field(NamedTuple):
     """What one entry of a batch, or one condition of a sample, holds for each example.
 
     Attributes:
-      kind: a name of `modalities`, or "label".
+      kind: a name of `modalities`, "label", or of an edit "mask" or "share".
       shape: of one example; () for a label.
       classes: values are 0..classes-1, of a label; 0 where there is no such bound.
       names: of the classes; () where they have none but their numbers.
@@ -217,6 +217,12 @@ class Family(NamedTuple):
       density: (variables, batch, key, *, probes, tolerance) -> {name: [B]}: exact -log p of each
         example by an ODE, its divergence from that many random probes, 0 for all dimensions. None
         where a family has no such thing. Compiles what it needs.
+      edits: {name: settings -> `Drawing`}, ways to edit images that are given: `cond` then holds
+        what `Drawing.conditions` names, in the model's range. "vary" (strength), "inpaint"
+        (resample) and "upscale" (factor) take "image", inpainting also "mask" [n, H, W, 1], 1
+        where it is painted anew; "invert" () makes noise of "image", "reconstruct" () an image of
+        such a "latent", "interpolate" () one of "latent", "other" and "share" [n]. A setting out of
+        its range is a ValueError; {} where a family edits nothing.
     """
 
     init: Callable
@@ -233,3 +239,4 @@ class Family(NamedTuple):
     bound: Callable | None = None
     density: Callable | None = None
     stride: int = 0
+    edits: Mapping[str, Callable[..., Drawing]] = {}

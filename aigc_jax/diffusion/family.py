@@ -16,7 +16,15 @@ from aigc_jax.checks import (
     one_of,
     section,
 )
-from aigc_jax.diffusion import likelihood, objectives, precondition, process, solvers, times
+from aigc_jax.diffusion import (
+    editing,
+    likelihood,
+    objectives,
+    precondition,
+    process,
+    solvers,
+    times,
+)
 from aigc_jax.diffusion.model import Diffusion
 from aigc_jax.diffusion.vdm import VDM
 from aigc_jax.errors import SettingError
@@ -63,8 +71,8 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     optional = kinds(solvers.Settings) | kinds(Diffusion, only=OF_SAMPLES)
     sampling = section("sampling", config["sampling"], of_sampling, optional)
     of_bytes = modalities.of(spec.kind).bounded
-    made = diffusion(made, spec.shape, **settings, sampling=sampling, of_bytes=of_bytes)
-    return made.family()
+    model = diffusion(made, spec.shape, **settings, sampling=sampling, of_bytes=of_bytes)
+    return model.family()._replace(edits=editing.edits(model) if spec.kind == "image" else {})
 
 
 def network(settings: Mapping[str, Any], spec: DataSpec, channels: int, classes: int) -> Any:

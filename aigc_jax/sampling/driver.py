@@ -4,7 +4,7 @@ Sample i depends on (seed, i) alone, on any mesh, in any batch.
 """
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -103,6 +103,7 @@ def draw(
     seed: int,
     count: int,
     labels: Sequence[int] | None = None,
+    given: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None,
     batch_size: int = 64,
     frames: int = 0,
 ) -> Iterator[np.ndarray]:
@@ -110,6 +111,8 @@ def draw(
 
     Args:
       labels: label of sample i is labels[i % len(labels)]; None draws without labels.
+      given: (numbers of samples [b]) -> {name: host array [b, ...]}, what else each is asked for,
+        the same on every process.
       batch_size: samples at a time, rounded up to a multiple of the devices. All batches have this
         size, the last padded, so that one compilation serves all.
       frames: above 0 yields `Driver.frames` of each batch instead, [frames, b, ...].
@@ -117,6 +120,10 @@ def draw(
     run = partial(driver.frames, count=frames) if frames else driver
     for index, kept in padded(count, batch_size, mesh):
         keys, cond = sample_keys(mesh, seed, index), cond_of(mesh, index, labels)
+        if given is not None:
+            found = given(np.minimum(index, count - 1))  # the last batch is filled up
+            found = {name: of_this_process(x) for name, x in found.items()}
+            cond = {**cond, **sharding.put(mesh, found)}
         samples = sharding.fetch(run(variables, keys, cond))
         yield samples[:, :kept] if frames else samples[:kept]
 

@@ -64,8 +64,8 @@ MISTAKES = [
     # A flag that the command does not take, though another does.
     (
         [DIGITS, "--seed=3"],
-        "--mode=train takes no --seed: it is a flag of sample, evaluate, ema; for training set "
-        "--config.seed",
+        "--mode=train takes no --seed: it is a flag of sample, evaluate, edit, ema; for training "
+        "set --config.seed",
     ),
     ([DIGITS, "--nogif"], "--mode=train takes no --gif: it is a flag of sample"),
     ([*EVALUATE, "--labels=3"], "--mode=evaluate takes no --labels: it is a flag of sample"),
@@ -126,9 +126,9 @@ def test_a_run_of_an_earlier_version_says_so_in_one_line(launch, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     spec = {"image_shape": [8, 8, 1], "num_classes": 10, "splits": {"train": 1501}}
     (tmp_path / "spec.json").write_text(json.dumps(spec))
-    for mode in ("sample", "evaluate", "denoise", "translate", "encode", "export", "ema"):
-        given = ["--input=x"] if mode in ("denoise", "translate") else []
-        given += ["--sigma-rel=0.1"] * (mode == "ema")
+    for mode in ("sample", "evaluate", "denoise", "translate", "encode", "edit", "export", "ema"):
+        given = ["--input=x"] if mode in ("denoise", "translate", "edit") else []
+        given += ["--sigma-rel=0.1"] * (mode == "ema") + ["--edit=vary"] * (mode == "edit")
         with pytest.raises(SystemExit, match=r"run of an earlier version.*train it again") as told:
             launch(f"--mode={mode}", f"--workdir={tmp_path}", *given)
         assert len(str(told.value).splitlines()) == 1

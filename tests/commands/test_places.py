@@ -11,6 +11,7 @@ from PIL import Image
 from aigc_jax import files
 from aigc_jax.commands import (
     denoise,
+    edit,
     encode,
     evaluate,
     export,
@@ -23,7 +24,7 @@ from aigc_jax.data import datasets, images
 from aigc_jax.errors import UserError
 from aigc_jax.evaluation import features
 from aigc_jax.formats import diffusers, torch_file
-from aigc_jax.runs import extractors
+from aigc_jax.runs import edits, extractors
 from aigc_jax.runs import folder as folders
 from aigc_jax.runs.image_folder import check_output
 from aigc_jax.vae.perceptual import Perceptual
@@ -77,6 +78,8 @@ GIVEN = {
     "encode": encode.run,
     "denoise": lambda path: denoise.run(path, "~/images"),
     "translate": lambda path: translate.run(path, "~/images"),
+    "edit": lambda path: edit.run(path, "~/images", "vary"),
+    "edit, a file": lambda path: edits.opened("~/images/a.png", "--input").open("a.png").name,
 }
 HOME = pathlib.Path()
 

@@ -4,6 +4,7 @@ A new solver is a file beside this one and a row of `SOLVERS`; a setting that on
 more field of `Settings`.
 """
 
+from functools import partial
 from typing import Annotated, Any
 
 from aigc_jax.checks import OneOf, Whole, arguments, one_of
@@ -91,4 +92,6 @@ def on(process: Process, levels: Level, *, sampler: str, **settings: Any) -> Sol
             "serves every process"
         )
     chosen = Settings(**arguments("sampling", Settings, settings))
-    return SOLVERS[sampler](process, levels, start_std(process, levels), chosen)
+    made = SOLVERS[sampler](process, levels, start_std(process, levels), chosen)
+    again = partial(on, process, sampler=sampler, **settings)
+    return made._replace(grid=levels, over=again)

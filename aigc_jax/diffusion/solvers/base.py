@@ -42,6 +42,8 @@ class Solver(NamedTuple):
       std: standard deviation of the x [n, ...] that samples start from, at the first level of the
         table: one that starts from an image diffuses it to that level.
       stochastic: whether steps use noise.
+      grid: the levels [S + 1] that steps lead from and to, noisiest first.
+      over: (levels like `grid`, settings that shall be others) -> the same solver over these.
     """
 
     table: Mapping[str, Any]
@@ -50,6 +52,8 @@ class Solver(NamedTuple):
     finish: Callable = lambda carry: carry
     std: float = 1.0
     stochastic: bool = False
+    grid: Level | None = None
+    over: Callable[..., "Solver"] | None = None
 
     @property
     def calls(self) -> int:
