@@ -210,6 +210,10 @@ class Family(NamedTuple):
       translate: (variables, x [n, ...], direction "a2b" or "b2a") -> examples of the other domain.
       stride: `translate` takes images of any sides that are multiples of this, from twice it on; 0
         where it takes those of the data's shape alone.
+      starts_from: families whose weights `config.init_from` may name beside this family's own; of
+        the same process, since this family goes on from what they compute.
+      needs_start: whether nothing can be learned without such weights: those of a teacher, who was
+        trained on the same data.
       bound: (variables, batch, key) -> {name: [B]}, like `evaluate`, but too expensive for a
         schedule: a whole likelihood bound, an importance-weighted one. Compiles what it needs.
     """
@@ -227,3 +231,5 @@ class Family(NamedTuple):
     views: Views | None = None
     bound: Callable | None = None
     stride: int = 0
+    starts_from: tuple[str, ...] = ()
+    needs_start: bool = False

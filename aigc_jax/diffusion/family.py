@@ -1,6 +1,7 @@
 """A diffusion family from a config: the names of its parts, and nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from aigc_jax.checks import (
@@ -36,17 +37,37 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     Raises:
       ValueError: a setting that does not exist, or that these data or the others rule out.
     """
-    of_diffusion = kinds(diffusion, given=("network", "shape", "sampling"))
+    of_sampling = kinds(solvers.build, given=("process", "settings"))
+    of_sampling |= kinds(Diffusion, only=("clip", "dynamic_threshold", "guidance"))
+    return assemble(config, spec, diffusion, of_sampling, kinds(solvers.Settings)).family()
+
+
+def assemble(
+    config: Mapping[str, Any],
+    spec: DataSpec,
+    make: Callable[..., Diffusion],
+    of_sampling: Mapping[str, Any],
+    optional: Mapping[str, Any] = MappingProxyType({}),
+) -> Diffusion:
+    """A model from the sections of a config.
+
+    Args:
+      config, spec: as of `build`.
+      make: (network, shape, sampling=, settings of `config.diffusion` by name) -> the model.
+      of_sampling, optional: {key: kind} of `config.sampling`, see `checks.section`.
+
+    Raises:
+      ValueError: as `build`.
+    """
+    of_diffusion = kinds(make, given=("network", "shape", "sampling"))
     settings = section("diffusion", config["diffusion"], {"conditional": bool, **of_diffusion})
     conditional = settings.pop("conditional")
     if conditional and not spec.classes:
         raise SettingError("diffusion.conditional needs data with labels; this data set has none")
-    channels = spec.shape[-1] * (2 if settings["variance"] == "learned" else 1)
+    channels = spec.shape[-1] * (2 if settings.get("variance") == "learned" else 1)
     made = network(config["network"], spec, channels, spec.classes if conditional else 0)
-    of_sampling = kinds(solvers.build, given=("process", "settings"))
-    of_sampling |= kinds(Diffusion, only=("clip", "dynamic_threshold", "guidance"))
-    sampling = section("sampling", config["sampling"], of_sampling, kinds(solvers.Settings))
-    return diffusion(made, spec.shape, **settings, sampling=sampling).family()
+    sampling = section("sampling", config["sampling"], of_sampling, optional)
+    return make(made, tuple(spec.shape), **settings, sampling=sampling)
 
 
 def network(settings: Mapping[str, Any], spec: DataSpec, channels: int, classes: int) -> Any:

@@ -50,6 +50,7 @@ class UNet(nn.Module):
         norm_eps: of every GroupNorm, added to the variance.
         downsample_padding: 0 pads a map at its end before it is halved, 1 at its beginning too.
         freq_shift, flip_sin_to_cos: of the embedding of time, see `sinusoidal_embedding`.
+        second_time: whether it takes a second time, t2.
         dtype: of the activations, "float32" or "bfloat16". Parameters are float32, and norms,
             softmax, embeddings and the last convolution compute in float32.
     """
@@ -68,16 +69,24 @@ class UNet(nn.Module):
     downsample_padding: Annotated[int, Range(0, 1)] = 0
     freq_shift: Annotated[int, Range(0, 1)] = 1
     flip_sin_to_cos: bool = False
+    second_time: bool = False
     dtype: DType = "float32"
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, t: jax.Array, label: jax.Array | None = None, *, train: bool = False
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        label: jax.Array | None = None,
+        *,
+        t2: jax.Array | None = None,
+        train: bool = False,
     ) -> jax.Array:
         """Returns [B, H, W, out_channels] float32.
 
-        x: [B, H, W, C]. t: [B], in steps 0..T-1. label: [B] int32; num_classes, like no label at
-        all, is the null row. Dropout draws from rng "dropout" when train is True.
+        x: [B, H, W, C]. t: [B], in steps 0..T-1; t2: [B], None for t. label: [B] int32;
+        num_classes, like no label at all, is the null row. Dropout draws from rng "dropout" when
+        train is True.
         ValueError for an image that cannot be halved often enough, for groups that do not divide
         the width and for a label where num_classes is 0.
         """
@@ -88,7 +97,7 @@ class UNet(nn.Module):
         attention = partial(SelfAttention, heads=self.heads, head_dim=self.head_dim, **norm)
         widths = [self.width * m for m in self.multipliers]
 
-        embedding = self._embedding(t, label)
+        embedding = self._embedding(t, t if t2 is None else t2, label)
         h = conv(x.astype(self.dtype), self.width, name="conv_in")
 
         skips = [h]
@@ -119,14 +128,20 @@ class UNet(nn.Module):
         h = nn.swish(GroupNorm(**norm, name="norm_out")(h.astype(jnp.float32)))
         return conv(h, self.out_channels, name="conv_out", init=ZERO)
 
-    def _embedding(self, t: jax.Array, label: jax.Array | None) -> jax.Array:
-        """The time, and the label if there are any, as [B, 4 * width] float32."""
+    def _embedding(self, t: jax.Array, t2: jax.Array, label: jax.Array | None) -> jax.Array:
+        """The times, and the label if there are any, as [B, 4 * width] float32."""
         features = 4 * self.width
-        h = sinusoidal_embedding(
-            t, self.width, freq_shift=self.freq_shift, flip_sin_to_cos=self.flip_sin_to_cos
-        )
-        h = dense(h, features, name="time_0")
-        h = dense(nn.swish(h), features, name="time_1")
+
+        def of(t: jax.Array, name: str) -> jax.Array:
+            h = sinusoidal_embedding(
+                t, self.width, freq_shift=self.freq_shift, flip_sin_to_cos=self.flip_sin_to_cos
+            )
+            h = dense(h, features, name=f"{name}_0")
+            return dense(nn.swish(h), features, name=f"{name}_1")
+
+        h = of(t, "time")
+        if self.second_time:
+            h = h + of(t2, "time2")
         if self.num_classes:
             if label is None:
                 label = jnp.full(t.shape, self.num_classes, jnp.int32)

@@ -220,12 +220,12 @@ def with_network(
         other heads, which the shapes of its weights do not show.
     """
     source = config["init_from"]
-    if not source or config["family"] != "diffusion":
+    if not source or "diffusion" not in config:
         return config
     config = folders.as_dict(config)
     if run := folders.run_of(source):
         theirs = folders.read(run[0], "config.json")
-        theirs = theirs["network"] if theirs["family"] == "diffusion" else {}
+        theirs = theirs["network"] if "diffusion" in theirs else {}
         heads = theirs.get("heads", config["network"]["heads"])
         if heads != config["network"]["heads"]:
             raise SettingError(f"{source} has other heads: give --config.network.heads={heads}")
@@ -265,14 +265,24 @@ def initial(
       FileNotFoundError: neither lies there.
       ValueError: they do not fit the family's networks; the differences are named.
     """
+    if not source:
+        raise SettingError(
+            f"family {config['family']!r} starts from the weights of a trained model: give "
+            "--config.init_from=RUN"
+        )
     source = files.expanded(source)
     params, extra, settings, classes = _learned(source)
     own = checks.flatten(folders.as_dict(config))
-    if settings.get("family", own["family"]) != own["family"]:
+    allowed = (own["family"], *family.starts_from)
+    if settings.get("family", own["family"]) not in allowed:
         raise SettingError(
             f"the weights in {source} are of family {settings['family']!r}, this config of "
-            f"{own['family']!r}: init_from takes those of its own family"
+            f"{own['family']!r}: init_from takes those of {' or '.join(allowed)}"
         )
+    if family.starts_from:
+        weights.check_process(source, config["diffusion"])
+    if family.needs_start:
+        _check_same_data(source, own, settings, spec)
     differing = {k: settings[k] for k in OF_LABELS if settings.get(k, own.get(k)) != own.get(k)}
     there, here = _known(settings, classes), _known(own, spec.classes)
     same, theirs = not differing and there == here, family
@@ -296,6 +306,23 @@ def initial(
         if jax.process_index() == 0:
             print(f"{source}: {words}", flush=True)
     return found["params"], found["extra"]
+
+
+def _check_same_data(
+    source: pathlib.Path, own: Mapping[str, Any], settings: Mapping[str, Any], spec: DataSpec
+) -> None:
+    """Raises SettingError where a teacher learned other data: its answers would be of those.
+
+    Args:
+      own, settings: {setting: value} of the config and of the teacher's, which says less where it
+        is a folder of diffusers.
+    """
+    keys = ("data.name", "data.path", "data.image_size", "data.channels", "data.crop")
+    pairs = {key: (own[key], settings.get(key, own[key])) for key in keys}
+    pairs["shape of an example"] = tuple(spec.shape), tuple(_spec_of(source).shape)
+    wrong = [f"{key}: {a} here, {b} there" for key, (a, b) in pairs.items() if a != b]
+    if wrong:
+        raise SettingError(f"{source} holds a teacher of other data: {'; '.join(wrong)}")
 
 
 def _known(settings: Mapping[str, Any], classes: int) -> int:

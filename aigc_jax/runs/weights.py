@@ -17,6 +17,8 @@ from aigc_jax.training import sharding
 
 # Settings of a network that training may choose, whatever weights it starts from.
 OF_TRAINING = ("dropout", "dtype")
+# Settings of diffusion without which weights say nothing.
+OF_PROCESS = ("process", "prediction", "sigma_data")
 
 
 def from_diffusers(source: str | pathlib.Path) -> dict[str, Any]:
@@ -133,9 +135,11 @@ def check_process(source: str | pathlib.Path, diffusion: Mapping[str, Any]) -> N
     else:
         theirs = schedulers.process_of(diffusers.read_scheduler(source))
     ours, theirs = (
-        flatten({key: section[key] for key in ("process", "prediction") if key in section})
+        flatten({key: section[key] for key in OF_PROCESS if key in section})
         for section in (diffusion, theirs)
     )
+    if ours.get("prediction") != "edm":
+        ours.pop("sigma_data", None)  # which nothing else reads
     if ours.get("process.schedule") == "cosine":  # which has no ends to choose
         ours = {key: ours[key] for key in ours if not key.startswith("process.beta")}
     differing = [
