@@ -28,7 +28,7 @@ from aigc_jax.checks import (
     one_of,
 )
 from aigc_jax.diffusion import precondition, process, times
-from aigc_jax.diffusion.family import assemble
+from aigc_jax.diffusion.family import from_config
 from aigc_jax.diffusion.model import Diffusion
 from aigc_jax.diffusion.precondition import Prediction
 from aigc_jax.diffusion.process import Level, Process, expand
@@ -283,7 +283,7 @@ def model(
 def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     """The consistency family of an experiment; arguments and errors as of `family.build`."""
     of_sampling = {"steps": Count, "mid": Positive, **kinds(Diffusion, only=("clip",))}
-    made = assemble(config, spec, model, of_sampling)
+    made = from_config(config, spec, model, of_sampling)
     return made.family()._replace(starts_from=("diffusion",))
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from aigc_jax.checks import BelowOne, Count, OneOf, Positive, Whole, kinds
 from aigc_jax.diffusion import precondition, process
 from aigc_jax.diffusion import times as _times
-from aigc_jax.diffusion.family import assemble
+from aigc_jax.diffusion.family import from_config
 from aigc_jax.diffusion.model import Diffusion
 from aigc_jax.diffusion.process import Level, expand, per_time
 from aigc_jax.diffusion.solvers import ddim
@@ -175,7 +175,7 @@ def distillation(
 
 def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     """The distillation family of an experiment; arguments and errors as of `family.build`."""
-    made = assemble(
+    made = from_config(
         config, spec, distillation, {"steps": Whole, **kinds(Diffusion, only=("clip",))}
     )
     return made.family()._replace(starts_from=("diffusion",), needs_start=True)

@@ -39,10 +39,10 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     """
     of_sampling = kinds(solvers.build, given=("process", "settings"))
     of_sampling |= kinds(Diffusion, only=("clip", "dynamic_threshold", "guidance"))
-    return assemble(config, spec, diffusion, of_sampling, kinds(solvers.Settings)).family()
+    return from_config(config, spec, diffusion, of_sampling, kinds(solvers.Settings)).family()
 
 
-def assemble(
+def from_config(
     config: Mapping[str, Any],
     spec: DataSpec,
     make: Callable[..., Diffusion],

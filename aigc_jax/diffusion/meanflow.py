@@ -27,7 +27,7 @@ from aigc_jax.checks import (
 )
 from aigc_jax.diffusion import precondition
 from aigc_jax.diffusion import times as times_
-from aigc_jax.diffusion.family import assemble
+from aigc_jax.diffusion.family import from_config
 from aigc_jax.diffusion.model import Diffusion
 from aigc_jax.diffusion.process import Flow, Level, expand, per_time
 from aigc_jax.diffusion.solvers import ddim
@@ -209,4 +209,4 @@ def meanflow(
 def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     """The MeanFlow family of an experiment; arguments and errors as of `family.build`."""
     of_sampling = {"steps": Count, **kinds(Diffusion, only=("clip",))}
-    return assemble(config, spec, meanflow, of_sampling).family()
+    return from_config(config, spec, meanflow, of_sampling).family()

@@ -41,17 +41,17 @@ def gaussian(key, n=512):
     return {"x": MEAN + STD * jax.random.normal(key, (n, *SHAPE))}
 
 
-def fitted(made, steps, rate, seed=0):
+def fitted(made, steps, rate, batch=512):
     """Variables after `steps` steps of Adam at a rate, a number or a schedule."""
     rule = optax.adam(rate)
     params, extra = made.init(jax.random.key(0))
 
     def step(carry, i):
         params, state, extra = carry
-        data_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), i))
+        data_key, key = jax.random.split(jax.random.fold_in(jax.random.key(0), i))
 
         def loss(own):
-            return made.loss(View(own, params, extra, {}, i), gaussian(data_key), key)
+            return made.loss(View(own, params, extra, {}, i), gaussian(data_key, batch), key)
 
         grads, (_, new) = jax.grad(loss, has_aux=True)(params)
         updates, state = rule.update(grads, state)

@@ -121,7 +121,8 @@ def test_the_tangent_is_that_of_the_answer_along_its_path():
 @pytest.mark.parametrize("of", [EASY, CONTINUOUS], ids=lambda of: of["name"])
 def test_a_gaussian_is_drawn_in_one_call(of):
     made = model(Network(of_gaussian, FIRST), of)
-    check_one_step_map(made, fitted(made, steps=400, rate=optax.cosine_decay_schedule(0.05, 400)))
+    rate = optax.cosine_decay_schedule(0.05, 500)
+    check_one_step_map(made, fitted(made, 500, rate, batch=4096))
 
 
 def test_more_calls_draw_a_gaussian_too_and_each_has_noise_of_its_own():
