@@ -12,6 +12,9 @@ from aigc_jax.family import DataSpec, Family
 # of a config that it reads beside `network` and `sampling`)}
 FAMILIES = {
     "diffusion": ("aigc_jax.diffusion.family", "diffusion"),
+    "meanflow": ("aigc_jax.diffusion.meanflow", "diffusion"),
+    "consistency": ("aigc_jax.diffusion.consistency", "diffusion"),
+    "distillation": ("aigc_jax.diffusion.distillation", "diffusion"),
     "vae": ("aigc_jax.vae.plain", "vae"),
     "hierarchical_vae": ("aigc_jax.vae.hierarchical", "vae"),
     "vqvae": ("aigc_jax.vae.vector", "vae"),

@@ -212,6 +212,10 @@ class Family(NamedTuple):
       translate: (variables, x [n, ...], direction "a2b" or "b2a") -> examples of the other domain.
       stride: `translate` takes images of any sides that are multiples of this, from twice it on; 0
         where it takes those of the data's shape alone.
+      starts_from: families whose weights `config.init_from` may name beside this family's own; of
+        the same process, since this family goes on from what they compute.
+      needs_start: whether nothing can be learned without such weights: those of a teacher, who was
+        trained on the same data.
       bound: (variables, batch, key) -> {name: [B]}, like `evaluate`, but too expensive for a
         schedule: a whole likelihood bound, an importance-weighted one. Compiles what it needs.
       density: (variables, batch, key, *, probes, tolerance) -> {name: [B]}: exact -log p of each
@@ -240,3 +244,5 @@ class Family(NamedTuple):
     density: Callable | None = None
     stride: int = 0
     edits: Mapping[str, Callable[..., Drawing]] = {}
+    starts_from: tuple[str, ...] = ()
+    needs_start: bool = False

@@ -106,7 +106,7 @@ def run(
         data,
         planned,
         extractors=extractors,
-        initial=initial if config["init_from"] else None,
+        initial=initial if config["init_from"] or family.needs_start else None,
         origin=origin,
         from_step=from_step,
     )

@@ -99,6 +99,10 @@ def check_lengths(config: Mapping[str, Any]) -> None:
         lengths[f"{name}.warmup"] = own.get("warmup", 0)
         if own.get("schedule", "constant") != "constant":
             lengths[f"{name}.decay_steps"] = own.get("decay_steps", 0)
+    if config["family"] == "distillation":  # whose last stage must end within the run
+        own = config["diffusion"]
+        stages = (own["teacher_steps"] // own["student_steps"]).bit_length() - 1
+        lengths[f"diffusion.stage_steps times its {stages} stages"] = stages * own["stage_steps"]
     if "gan" in config:
         lengths["gan.decay_steps"] = config["gan"]["decay_steps"]
     if "vae" in config:

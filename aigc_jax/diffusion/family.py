@@ -1,6 +1,8 @@
 """A diffusion family from a config: the names of its parts, and nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from aigc_jax import modalities
@@ -59,20 +61,40 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     Raises:
       ValueError: a setting that does not exist, or that these data or the others rule out.
     """
-    of_diffusion = kinds(diffusion, given=("network", "shape", "sampling", "of_bytes"))
+    of_sampling = kinds(solvers.build, given=("process", "settings"))
+    of_sampling |= kinds(Diffusion, only=("clip", "guidance"))
+    optional = kinds(solvers.Settings) | kinds(Diffusion, only=OF_SAMPLES)
+    make = partial(diffusion, of_bytes=modalities.of(spec.kind).bounded)
+    model = from_config(config, spec, make, of_sampling, optional)
+    return model.family()._replace(edits=editing.edits(model) if spec.kind == "image" else {})
+
+
+def from_config(
+    config: Mapping[str, Any],
+    spec: DataSpec,
+    make: Callable[..., Diffusion],
+    of_sampling: Mapping[str, Any],
+    optional: Mapping[str, Any] = MappingProxyType({}),
+) -> Diffusion:
+    """A model from the sections of a config.
+
+    Args:
+      config, spec: as of `build`.
+      make: (network, shape, sampling=, settings of `config.diffusion` by name) -> the model.
+      of_sampling, optional: {key: kind} of `config.sampling`, see `checks.section`.
+
+    Raises:
+      ValueError: as `build`.
+    """
+    of_diffusion = kinds(make, given=("network", "shape", "sampling", "of_bytes"))
     settings = section("diffusion", config["diffusion"], {"conditional": bool, **of_diffusion})
     conditional = settings.pop("conditional")
     if conditional and not spec.classes:
         raise SettingError("diffusion.conditional needs data with labels; this data set has none")
-    channels = spec.shape[-1] * (2 if settings["variance"] == "learned" else 1)
+    channels = spec.shape[-1] * (2 if settings.get("variance") == "learned" else 1)
     made = network(config["network"], spec, channels, spec.classes if conditional else 0)
-    of_sampling = kinds(solvers.build, given=("process", "settings"))
-    of_sampling |= kinds(Diffusion, only=("clip", "guidance"))
-    optional = kinds(solvers.Settings) | kinds(Diffusion, only=OF_SAMPLES)
     sampling = section("sampling", config["sampling"], of_sampling, optional)
-    of_bytes = modalities.of(spec.kind).bounded
-    model = diffusion(made, spec.shape, **settings, sampling=sampling, of_bytes=of_bytes)
-    return model.family()._replace(edits=editing.edits(model) if spec.kind == "image" else {})
+    return make(made, tuple(spec.shape), **settings, sampling=sampling)
 
 
 def network(settings: Mapping[str, Any], spec: DataSpec, channels: int, classes: int) -> Any:

@@ -195,6 +195,26 @@ class Diffusion:
         bound = self.term(x0, self.estimate(fixed, x_t, level), level.t.astype(jnp.int32))
         return simple + self.bound_weight * self.process.total * bound
 
+    def objective(
+        self,
+        params: Params,
+        x0: jax.Array,
+        level: Level,
+        label: jax.Array | None,
+        key: jax.Array,
+        *,
+        step: jax.Array | None = None,
+        **kwargs: Any,
+    ) -> jax.Array:
+        """What is minimised, of each example [B, ...] at its level [B]: float32 [B].
+
+        Args:
+          step: of training; None where a trained model is evaluated.
+          kwargs: of the network.
+        """
+        x_t, eps = self.noised(x0, level, key)
+        return self.errors(x0, eps, self.predict(params, x_t, level, label, **kwargs), x_t, level)
+
     def loss(self, view: View, batch: Batch, key: jax.Array) -> LossValue:
         """Ho et al. 2020, algorithm 1: the mean objective at the times that `times` draws."""
         time_key, noise_key, drop_key, label_key, move_key = jax.random.split(key, 5)
@@ -203,20 +223,18 @@ class Diffusion:
             x0, told["augment"] = augment_with_label(move_key, x0, self.augment)
         level = self.process.level(self.times.train(time_key, len(x0)))
         label = self.drop_labels(self.label_of(batch), label_key)
-        x_t, eps = self.noised(x0, level, noise_key)
-        output = self.predict(
-            view.params, x_t, level, label, train=True, rngs={"dropout": drop_key}, **told
-        )
-        return jnp.mean(self.errors(x0, eps, output, x_t, level)), ({}, view.extra)
+        kwargs = {"train": True, "rngs": {"dropout": drop_key}, **told}
+        each = self.objective(view.params, x0, level, label, noise_key, step=view.step, **kwargs)
+        return jnp.mean(each), ({}, view.extra)
 
     def evaluate(self, variables: Variables, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
         """{"loss": [B]}: the objective, its times stratified over the batch."""
         time_key, noise_key, order_key = jax.random.split(key, 3)
         x0 = batch["x"]
         level = self.process.level(self.times.test(time_key, order_key, len(x0)))
-        x_t, eps = self.noised(x0, level, noise_key)
-        output = self.predict(variables.params, x_t, level, self.label_of(batch))
-        return {"loss": self.errors(x0, eps, output, x_t, level)}
+        return {
+            "loss": self.objective(variables.params, x0, level, self.label_of(batch), noise_key)
+        }
 
     def ratios(self, params: Params) -> tuple[Any, Any]:
         """sigma / alpha at the ends of the bound in continuous time, and of the ODE."""
@@ -255,11 +273,18 @@ class Diffusion:
         )
         return {f"t={t:.3g}": (given[:, i], estimate[:, i]) for i, t in enumerate(shown)}
 
-    def denoise(self, variables: Variables, cond: Cond, x: jax.Array, level: Level) -> Estimate:
-        """Estimate of x_0 [n, ...] from x [n, ...] at one level, guided by cond["label"]."""
+    def denoise(
+        self, variables: Variables, cond: Cond, x: jax.Array, level: Level, **kwargs: Any
+    ) -> Estimate:
+        """Estimate of x_0 [n, ...] from x [n, ...] at one level, guided by cond["label"].
+
+        Args:
+          kwargs: of `predict`.
+        """
 
         def plain(x: jax.Array, level: Level, label: jax.Array | None) -> Estimate:
-            return self.estimate(self.predict(variables.params, x, level, label), x, level)
+            output = self.predict(variables.params, x, level, label, **kwargs)
+            return self.estimate(output, x, level)
 
         guided = self.guided(plain)
         label = cond.get("label") if self.classes else None
@@ -290,12 +315,12 @@ class Diffusion:
         return {"x": self.solver.start(x), "keys": keys}
 
     def step(
-        self, variables: Variables, carry: dict[str, Any], cond: Cond, i: jax.Array
+        self, variables: Variables, carry: dict[str, Any], cond: Cond, i: jax.Array, **kwargs: Any
     ) -> tuple[dict[str, Any], jax.Array]:
-        """Network call i of the solver, and its estimate of x_0."""
+        """Network call i of the solver, and its estimate of x_0; `kwargs` go to `predict`."""
         row = jax.tree.map(lambda column: per_time(column, i), self.solver.table)
         noise = noise_like(carry["keys"], self.shape, i) if self.solver.stochastic else None
-        denoise = partial(self.denoise, variables, cond)
+        denoise = partial(self.denoise, variables, cond, **kwargs)
         x, x0 = self.solver.step(denoise, carry["x"], row, noise)
         return {"x": x, "keys": carry["keys"]}, x0
 

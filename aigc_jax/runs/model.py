@@ -245,12 +245,12 @@ def with_network(
         other heads, which the shapes of its weights do not show.
     """
     source = config["init_from"]
-    if not source or config["family"] != "diffusion":
+    if not source or "diffusion" not in config:
         return config
     config = folders.as_dict(config)
     if run := folders.run_of(source):
         theirs = folders.read(run[0], "config.json")
-        theirs = theirs["network"] if theirs["family"] == "diffusion" else {}
+        theirs = theirs["network"] if "diffusion" in theirs else {}
         heads = theirs.get("heads", config["network"]["heads"])
         if heads != config["network"]["heads"]:
             raise SettingError(f"{source} has other heads: give --config.network.heads={heads}")
@@ -290,14 +290,24 @@ def initial(
       FileNotFoundError: neither lies there.
       ValueError: they do not fit the family's networks; the differences are named.
     """
+    if not source:
+        raise SettingError(
+            f"family {config['family']!r} starts from the weights of a trained model: give "
+            "--config.init_from=RUN"
+        )
     source = files.expanded(source)
     params, extra, settings, classes = _learned(source)
     own = checks.flatten(folders.as_dict(config))
-    if settings.get("family", own["family"]) != own["family"]:
+    allowed = (own["family"], *family.starts_from)
+    if settings.get("family", own["family"]) not in allowed:
         raise SettingError(
             f"the weights in {source} are of family {settings['family']!r}, this config of "
-            f"{own['family']!r}: init_from takes those of its own family"
+            f"{own['family']!r}: init_from takes those of {' or '.join(allowed)}"
         )
+    if family.starts_from:
+        weights.check_process(source, config["diffusion"])
+    if family.needs_start:
+        weights.check_same_data(source, own, settings, spec.shape, _spec_of(source).shape)
     differing = {k: settings[k] for k in OF_LABELS if settings.get(k, own.get(k)) != own.get(k)}
     there, here = _known(settings, classes), _known(own, spec.classes)
     same, theirs = not differing and there == here, family

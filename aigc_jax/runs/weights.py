@@ -17,6 +17,8 @@ from aigc_jax.training import sharding
 
 # Settings of a network that training may choose, whatever weights it starts from.
 OF_TRAINING = ("dropout", "dtype")
+# Settings of diffusion without which weights say nothing.
+OF_PROCESS = ("process", "prediction", "sigma_data")
 
 
 def from_diffusers(source: str | pathlib.Path) -> dict[str, Any]:
@@ -133,9 +135,11 @@ def check_process(source: str | pathlib.Path, diffusion: Mapping[str, Any]) -> N
     else:
         theirs = schedulers.process_of(diffusers.read_scheduler(source))
     ours, theirs = (
-        flatten({key: section[key] for key in ("process", "prediction") if key in section})
+        flatten({key: section[key] for key in OF_PROCESS if key in section})
         for section in (diffusion, theirs)
     )
+    if ours.get("prediction") != "edm":
+        ours.pop("sigma_data", None)  # which nothing else reads
     if ours.get("process.schedule") == "cosine":  # which has no ends to choose
         ours = {key: ours[key] for key in ours if not key.startswith("process.beta")}
     differing = [
@@ -145,6 +149,28 @@ def check_process(source: str | pathlib.Path, diffusion: Mapping[str, Any]) -> N
     ]
     if differing:
         raise SettingError(f"{source} holds weights of another diffusion: {'; '.join(differing)}")
+
+
+def check_same_data(
+    source: pathlib.Path,
+    own: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    shape: tuple[int, ...],
+    there: tuple[int, ...],
+) -> None:
+    """Raises SettingError where a teacher learned other data: its answers would be of those.
+
+    Args:
+      own, settings: {setting: value} of the config and of the teacher's, which says less where it
+        is a folder of diffusers.
+      shape, there: of an example, here and there.
+    """
+    keys = ("data.name", "data.path", "data.image_size", "data.channels", "data.crop")
+    pairs = {key: (own[key], settings.get(key, own[key])) for key in keys}
+    pairs["shape of an example"] = tuple(shape), tuple(there)
+    wrong = [f"{key}: {a} here, {b} there" for key, (a, b) in pairs.items() if a != b]
+    if wrong:
+        raise SettingError(f"{source} holds a teacher of other data: {'; '.join(wrong)}")
 
 
 def check_fit(

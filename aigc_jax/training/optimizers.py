@@ -21,7 +21,7 @@ from aigc_jax.checks import (
 )
 from aigc_jax.errors import SettingError
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
+OPTIMIZERS = ("adam", "adamw", "radam", "sgd")
 SCHEDULES = ("constant", "linear", "cosine")
 # Settings of `learning_rate`, flat beside those of `optimizer`.
 OF_SCHEDULE = ("schedule", "warmup", "decay_steps", "decay_start")
@@ -81,13 +81,13 @@ def optimizer(
     clip: NonNegative = 0.0,
     skip_above: NonNegative = 0.0,
 ) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) or SGD.
+    """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019), RAdam (Liu et al. 2020) or SGD.
 
     Args:
       clip: bound on the global gradient norm, applied first; 0 switches it off.
       skip_above: a step whose global gradient norm is above this moves nothing, as in VDVAE (Child
         2020, arXiv:2011.10650); 0 switches it off.
-      momentum: of SGD; b1, b2, eps: of Adam and AdamW, b2 a number or, of Adam, a schedule too;
+      momentum: of SGD; b1, b2, eps: of all but SGD, b2 a number or, of Adam, a schedule too;
         weight_decay: of AdamW.
     """
     one_of("optimizer.name", name, OPTIMIZERS)
@@ -101,6 +101,7 @@ def optimizer(
         "adamw": lambda: optax.adamw(
             learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay
         ),
+        "radam": lambda: optax.radam(learning_rate, b1=b1, b2=b2, eps=eps),
         "sgd": lambda: optax.sgd(learning_rate, momentum=momentum or None),
     }[name]()
     # A chain without clipping too, so that a run can go on from a checkpoint with or without it.

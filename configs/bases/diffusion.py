@@ -161,3 +161,74 @@ def edm_unet(config: ConfigDict) -> None:
             "dtype": "float32",
         }
     )
+
+
+def meanflow() -> ConfigDict:
+    """A config with every key of MeanFlow; numbers are Geng et al. 2025's (arXiv:2505.13447)."""
+    config = ddpm()
+    config.family = "meanflow"
+    config.network.second_time = True
+    config.diffusion = ConfigDict(
+        {
+            "times": {"name": "logit_normal", "mean": -2.0, "std": 2.0, "shift": 1.0},
+            "end_times": {"name": "logit_normal", "mean": -2.0, "std": 2.0, "shift": 1.0},
+            "ratio": 0.75,
+            "tangent": "conditional",
+            "norm_p": 0.75,
+            "norm_eps": 1e-3,
+            "conditional": False,
+            "label_dropout": 0.1,  # of conditional models
+            "guidance_weight": 1.0,  # of conditional models
+        }
+    )
+    config.sampling = ConfigDict({"steps": 1, "clip": True})
+    return config
+
+
+def consistency() -> ConfigDict:
+    """A config with every key of consistency models; numbers are of ECT (arXiv:2406.14548)."""
+    config = ddpm()
+    config.family = "consistency"
+    config.diffusion = ConfigDict(
+        {
+            "process": {"name": "edm", "sigma_min": 0.002, "sigma_max": 80.0},
+            "prediction": "edm",
+            "sigma_data": 0.5,
+            "times": {"name": "log_normal", "mean": -1.1, "std": 2.0},
+            "weighting": {"name": "edm", "sigma_data": 0.5},
+            "consistency": {
+                "name": "easy",
+                "q": 256.0,
+                "k": 8.0,
+                "b": 1.0,
+                "stage_steps": 0,
+                "huber": 0.0,
+            },
+            "conditional": False,
+            "label_dropout": 0.0,  # of conditional models
+        }
+    )
+    config.sampling = ConfigDict({"steps": 2, "mid": 0.821, "clip": True})
+    return config
+
+
+def distillation() -> ConfigDict:
+    """A config with every key of progressive distillation of a model that `ddpm` gives."""
+    config = ddpm()
+    config.family = "distillation"
+    config.diffusion = ConfigDict(
+        {
+            "process": config.diffusion.process,
+            "prediction": config.diffusion.prediction,
+            "sigma_data": config.diffusion.sigma_data,
+            "weighting": config.diffusion.weighting,
+            "teacher_steps": 512,
+            "student_steps": 1,
+            "stage_steps": 50_000,
+            "spacing": "trailing",
+            "conditional": False,
+            "label_dropout": 0.1,  # of conditional models
+        }
+    )
+    config.sampling = ConfigDict({"steps": 0, "clip": True})
+    return config

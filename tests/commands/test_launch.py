@@ -43,7 +43,10 @@ MISTAKES = [
     (["--mode=sample", "--workdir=RUN", "--labels=three"], "labels three are not in 0..9"),
     (["--mode=sample", "--workdir=RUN", "--num=0"], "--num=0: 0 is not a positive integer"),
     (["--mode=sample", "--workdir=RUN", "--steps=21"], "sampling.steps must lie in 1..20"),
-    (["--mode=sample", "--workdir=RUN", "--sampler=ddmi"], "is one of ancestral, ddim, not 'ddmi'"),
+    (
+        ["--mode=sample", "--workdir=RUN", "--sampler=ddmi"],
+        "predictor_corrector, not 'ddmi'; did you mean 'ddim'?",
+    ),
     (["--mode=sample", "--workdir=RUN", "--gif"], "an animation needs a number of frames"),
     (["--mode=sample", "--workdir=RUN", "--step=3"], "no checkpoint of step 3"),
     (["--mode=sample", "--workdir=RUN", "--save=jpg"], "--save=jpg: value should be one of"),

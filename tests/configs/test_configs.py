@@ -246,6 +246,9 @@ def test_an_unknown_family_is_told_the_near_one():
 # One experiment for each family and each kind of network.
 OF_EVERY_KIND = {
     "ddpm_digits": "digits",
+    "meanflow_digits": "digits",
+    "ect_cifar": "cifar",
+    "distil_cifar": "cifar",
     "vae_digits": "digits",
     "vae_mnist:conv": "mnist",
     "hvae_cifar": "cifar",
@@ -306,6 +309,9 @@ def error_of(config, spec):
 # What every experiment of a family has to say.
 NEEDED = {
     "ddpm_digits": ("diffusion.process", "diffusion.conditional", "sampling.guidance"),
+    "meanflow_digits": ("diffusion.times", "diffusion.end_times", "sampling.steps"),
+    "ect_cifar": ("diffusion.consistency", "diffusion.process", "sampling.mid"),
+    "distil_cifar": ("diffusion.teacher_steps", "diffusion.stage_steps", "sampling.steps"),
     "vae_digits": ("vae.noise", "vae.adversary", "vae.kl.beta", "vae.likelihood.sigma"),
     "hvae_cifar": ("vae.kl", "vae.likelihood", "sampling.temperature"),
     "vqvae_cifar": ("vae.codebook.size", "vae.codebook", "sampling.prior"),

@@ -42,6 +42,9 @@ ZERO = {
     *("sampling.guidance_rescale", "sampling.guidance_low", "sampling.guidance_high"),
     *("diffusion.augment", "sampling.churn"),
     *("network.augment_dim", "network.depth", "network.head_dim"),
+    *("diffusion.ratio", "diffusion.norm_p", "diffusion.guidance_weight"),
+    *("diffusion.consistency.k", "diffusion.consistency.stage_steps"),
+    *("diffusion.consistency.huber", "diffusion.consistency.warmup"),
 }
 # Numbers that may not be 0.
 NOT_ZERO = {
@@ -61,10 +64,18 @@ NOT_ZERO = {
     *("vae.importance.test_samples", "vae.importance.chunk", "vae.perceptual.weight"),
     *("vae.codebook.size", "vae.codebook.commitment", "gan.critics", "gan.generator_batch"),
     *("gan.penalty.weight", "gan.penalty.every", "gan.augment.images"),
+    *("diffusion.times.std", "diffusion.end_times.std", "diffusion.end_times.shift"),
+    *("diffusion.norm_eps", "diffusion.process.sigma_min", "diffusion.process.sigma_max"),
+    *("diffusion.weighting.sigma_data", "diffusion.consistency.q", "diffusion.consistency.b"),
+    *("diffusion.consistency.norm", "sampling.mid", "diffusion.teacher_steps"),
+    *("diffusion.student_steps", "diffusion.stage_steps"),
 }
 OF_A_SIZE = {"network.width", "network.heads"}  # 0 for those of DiT's `size`
 # Numbers of any sign.
-ANY_SIGN = {"diffusion.times.mean", "diffusion.process.gamma_min", "diffusion.process.gamma_max"}
+ANY_SIGN = {
+    *("diffusion.times.mean", "diffusion.end_times.mean"),
+    *("diffusion.process.gamma_min", "diffusion.process.gamma_max"),
+}
 # Too much for numbers that have a bound above, of their own or another key's.
 ABOVE = {
     **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.b2_end", "optimizer.momentum"), 1),
@@ -78,6 +89,7 @@ ABOVE = {
     **dict.fromkeys(("gan.augment.probability", "gan.augment.probability_end"), 1.01),
     **{"network.bottleneck": 1.01, "sampling.eta": 1.01, "augment.rotation": 181.0},
     **dict.fromkeys(("data.image_size", "data.crop"), 16_385),
+    **{"diffusion.ratio": 1.01, "diffusion.consistency.q": 1.0},
     **{"seed": 2**63, "optimizer.warmup": 5, "sampling.steps": 1001, "augment.shift": 64},
 }
 # Text that no list of names bounds: names of data and files, and what data or Orbax know.
