@@ -98,7 +98,10 @@ OWN = {
         flags.DEFINE_float("guidance", None, "Strength of the label; 1 is none added."),
         flags.DEFINE_enum("save", "", ["", "png", "npz"], "Also write every sample."),
         flags.DEFINE_integer(
-            "frames", 0, "Also show in so many frames how samples come to be.", lower_bound=0
+            "frames",
+            0,
+            "Also show in so many frames how samples come to be; of interpolate: images a pair.",
+            lower_bound=0,
         ),
         flags.DEFINE_bool("gif", False, "The frames as an animation, not as a strip."),
         flags.DEFINE_bool("pictures", False, "Also show codes: interpolations, traversals."),
