@@ -103,8 +103,9 @@ class Easy:
         end = jnp.maximum(self.earlier(level.t, step), model.process.low)
         difference = answer(level) - jax.lax.stop_gradient(answer(model.process.level(end)))
         squared = jnp.sum(jnp.square(difference).reshape(len(x0), -1), axis=1)
-        # At a distance of 0 a root has no gradient.
-        distance = jnp.sqrt(jnp.maximum(squared + self.huber**2, 1e-20)) - self.huber
+        # At a distance of 0 a root has no gradient; and no difference of nearly equal numbers.
+        root = jnp.sqrt(jnp.maximum(squared + self.huber**2, 1e-20))
+        distance = squared / (root + self.huber)
         weight = model.weight(level) * model.prediction.error(level.alpha, level.sigma)
         return weight * distance
 
