@@ -16,7 +16,6 @@ import numpy as np
 
 from aigc_jax.checks import (
     BelowOne,
-    Count,
     NonNegative,
     OneOf,
     Positive,
@@ -283,7 +282,11 @@ def model(
 
 def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     """The consistency family of an experiment; arguments and errors as of `family.build`."""
-    of_sampling = {"steps": Count, "mid": Positive, **kinds(Diffusion, only=("clip",))}
+    of_sampling = {
+        "steps": Annotated[int, Range(1, 1000)],
+        "mid": Positive,
+        **kinds(Diffusion, only=("clip",)),
+    }
     made = from_config(config, spec, model, of_sampling)
     return made.family()._replace(starts_from=("diffusion",))
 
