@@ -16,7 +16,6 @@ import numpy as np
 
 from aigc_jax.checks import (
     BelowOne,
-    Count,
     NonNegative,
     OneOf,
     Positive,
@@ -103,8 +102,9 @@ class Easy:
         end = jnp.maximum(self.earlier(level.t, step), model.process.low)
         difference = answer(level) - jax.lax.stop_gradient(answer(model.process.level(end)))
         squared = jnp.sum(jnp.square(difference).reshape(len(x0), -1), axis=1)
-        # At a distance of 0 a root has no gradient.
-        distance = jnp.sqrt(jnp.maximum(squared + self.huber**2, 1e-20)) - self.huber
+        # At a distance of 0 a root has no gradient; and no difference of nearly equal numbers.
+        root = jnp.sqrt(jnp.maximum(squared + self.huber**2, 1e-20))
+        distance = squared / (root + self.huber)
         weight = model.weight(level) * model.prediction.error(level.alpha, level.sigma)
         return weight * distance
 
@@ -282,7 +282,11 @@ def model(
 
 def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     """The consistency family of an experiment; arguments and errors as of `family.build`."""
-    of_sampling = {"steps": Count, "mid": Positive, **kinds(Diffusion, only=("clip",))}
+    of_sampling = {
+        "steps": Annotated[int, Range(1, 1000)],
+        "mid": Positive,
+        **kinds(Diffusion, only=("clip",)),
+    }
     made = from_config(config, spec, model, of_sampling)
     return made.family()._replace(starts_from=("diffusion",))
 

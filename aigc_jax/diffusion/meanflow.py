@@ -17,11 +17,13 @@ import numpy as np
 
 from aigc_jax.checks import (
     BelowOne,
-    Count,
     NonNegative,
     OneOf,
     Positive,
     Probability,
+    Range,
+    arguments,
+    choice,
     kinds,
     one_of,
 )
@@ -29,7 +31,7 @@ from aigc_jax.diffusion import precondition
 from aigc_jax.diffusion import times as times_
 from aigc_jax.diffusion.family import from_config
 from aigc_jax.diffusion.model import Diffusion
-from aigc_jax.diffusion.process import Flow, Level, expand, per_time
+from aigc_jax.diffusion.process import Flow, Level, Process, expand, per_time
 from aigc_jax.diffusion.solvers import ddim
 from aigc_jax.diffusion.times import Times
 from aigc_jax.errors import SettingError
@@ -197,7 +199,7 @@ def meanflow(
         solver=ddim.solver(grid, process.start_std),
         clip=sampling["clip"],
         label_dropout=label_dropout,
-        end_times=times_.build(end_times, process),
+        end_times=end_times_of(end_times, process),
         ratio=ratio,
         tangent=tangent,
         norm_p=norm_p,
@@ -206,7 +208,15 @@ def meanflow(
     )
 
 
+def end_times_of(settings: Mapping[str, Any], process: Process) -> Times:
+    """The times of `config.diffusion.end_times`, which names what `times.TIMES` has."""
+    name, others = choice("diffusion.end_times", settings, times_.TIMES)
+    rule = times_.TIMES[name]
+    others = arguments("diffusion.end_times", rule, others, ("u", "process"))
+    return Times(partial(rule, process=process, **others))
+
+
 def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     """The MeanFlow family of an experiment; arguments and errors as of `family.build`."""
-    of_sampling = {"steps": Count, **kinds(Diffusion, only=("clip",))}
+    of_sampling = {"steps": Annotated[int, Range(1, 1000)], **kinds(Diffusion, only=("clip",))}
     return from_config(config, spec, meanflow, of_sampling).family()

@@ -251,10 +251,13 @@ def with_network(
     if run := folders.run_of(source):
         theirs = folders.read(run[0], "config.json")
         theirs = theirs["network"] if "diffusion" in theirs else {}
-        heads = theirs.get("heads", config["network"]["heads"])
-        if heads != config["network"]["heads"]:
+        own = config["network"]
+        if theirs.get("name") != own["name"]:
+            return config
+        heads = theirs.get("heads", own.get("heads"))
+        if heads != own.get("heads"):
             raise SettingError(f"{source} has other heads: give --config.network.heads={heads}")
-        return config | {"network": theirs | config["network"]}
+        return config | {"network": theirs | own}
     recorded = folders.read(workdir, "config.json") if folders.is_run(workdir) else {}
     if recorded.get("init_from") == source:
         kept = {key: config["network"][key] for key in weights.OF_TRAINING}

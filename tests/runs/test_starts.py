@@ -97,3 +97,9 @@ def test_another_deviation_of_the_data_is_another_model(edm):
 def test_a_student_without_a_teacher_is_told_to_name_one():
     with pytest.raises(ValueError, match=r"starts from the weights .* --config.init_from=RUN"):
         start("", distil_cifar, {})
+
+
+def test_networks_without_heads_start_from_others_too(tmp_path):
+    config = changed(distil_cifar, {"network": {"name": "mlp"}, "init_from": str(tmp_path)})
+    random_run(tmp_path, changed(ddpm_digits, {}))
+    assert models.with_network(config, tmp_path / "new")["network"] == {"name": "mlp"}

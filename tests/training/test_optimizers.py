@@ -91,7 +91,7 @@ def test_a_decay_that_ends_before_it_starts_is_an_error(schedule):
 def test_unknown_names_are_errors_that_list_the_known_ones():
     with pytest.raises(ValueError, match=r"constant, linear, cosine, not 'cosin'"):
         learning_rate(1.0, schedule="cosin")
-    with pytest.raises(ValueError, match=r"adam, adamw, sgd, not 'lion'"):
+    with pytest.raises(ValueError, match=r"adam, adamw, radam, sgd, not 'lion'"):
         optimizer(name="lion", learning_rate=1.0)
     with pytest.raises(TypeError, match="momentun"):
         optimizer(learning_rate=1.0, momentun=0.9)
