@@ -112,7 +112,7 @@ def distillation(
     teacher_steps: Count,
     student_steps: Count,
     stage_steps: Count,
-    spacing: Annotated[str, OneOf(SPACINGS)] = "trailing",
+    spacing: Annotated[str, OneOf(SPACINGS)] = "",
     sigma_data: Positive = 0.5,
     label_dropout: BelowOne = 0.0,
 ) -> Distillation:
@@ -120,7 +120,8 @@ def distillation(
 
     Args:
       process, prediction, sigma_data: the teacher's; weighting: see `times.WEIGHTINGS`.
-      teacher_steps: of DDIM that the first teacher makes, over levels that `spacing` names.
+      teacher_steps: of DDIM that the first teacher makes, over levels that `spacing` names; ""
+        is "trailing" for a discrete process, else what solvers take.
       student_steps: of the last student, `teacher_steps` halved as often as there are stages.
       stage_steps: see `Distillation`.
       sampling: `steps`, of the student, 0 for `student_steps`; and `clip`, of the teacher too.
@@ -149,7 +150,8 @@ def distillation(
             f"process {process['name']!r}, where x_t is noise alone: distil a teacher that "
             "predicts v, x0 or velocity"
         )
-    levels = grid(made, spacing, teacher_steps)
+    # So that the first step starts from noise: "leading" leaves the noisiest times out.
+    levels = grid(made, spacing or ("trailing" if made.total else ""), teacher_steps)
     own = Level(*(a[:: teacher_steps // student_steps] for a in levels))
     drawn = Level(*(a[:: teacher_steps // steps] for a in levels))
 

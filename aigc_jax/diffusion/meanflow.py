@@ -95,7 +95,7 @@ class MeanFlow(Diffusion):
         level = self.process.level(start)
         z, eps = self.noised(x0, level, noise_key)
         predict = partial(self.predict, params, **kwargs)
-        velocity = self.guided(predict, z, level, label, eps - x0)
+        velocity = self.guided_velocity(predict, z, level, label, eps - x0)
         tangent = velocity
         if self.tangent == "predicted":
             tangent = jax.lax.stop_gradient(predict(z, level, label))
@@ -111,7 +111,7 @@ class MeanFlow(Diffusion):
         total = squared.sum(axis=1)
         return total / jax.lax.stop_gradient(total + self.norm_eps) ** self.norm_p
 
-    def guided(
+    def guided_velocity(
         self,
         predict: Any,
         z: jax.Array,

@@ -131,7 +131,7 @@ def test_guidance_moves_the_target_of_labels_that_are_kept():
         def predict(z, level, label, made=made):
             return made.predict({"net": {}}, z, level, label)
 
-        found = made.guided(predict, z, level, label, velocity)
+        found = made.guided_velocity(predict, z, level, label, velocity)
         np.testing.assert_allclose(found[:, 0], [kept, kept, 2.0, 2.0])
 
 

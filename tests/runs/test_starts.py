@@ -8,13 +8,9 @@ from runs.test_weights import random_run
 
 from aigc_jax import build
 from aigc_jax.runs import model as models
-from configs import ddpm_digits, distil_cifar, ect_cifar, gan_digits, meanflow_digits
+from configs import ddpm_digits, distil_cifar, ect_cifar, edm_cifar, gan_digits, meanflow_digits
 
 SPEC = specs.images((8, 8, 1), 10, {"train": 1501, "test": 296})
-EDM = {
-    "diffusion.process": {"name": "edm", "sigma_min": 0.002, "sigma_max": 80.0},
-    "diffusion.prediction": "edm",
-}
 
 
 def changed(module, changes):
@@ -53,7 +49,7 @@ def teacher(tmp_path_factory):
 def edm(tmp_path_factory):
     """One of EDM's process and prediction."""
     folder = tmp_path_factory.mktemp("edm")
-    random_run(folder, changed(ddpm_digits, EDM))
+    random_run(folder, changed(edm_cifar, {}))
     return folder
 
 
