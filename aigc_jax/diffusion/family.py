@@ -86,9 +86,9 @@ def from_config(
     Raises:
       ValueError: as `build`.
     """
-    of_diffusion = kinds(make, given=("network", "shape", "sampling", "of_bytes"))
-    settings = section("diffusion", config["diffusion"], {"conditional": bool, **of_diffusion})
-    conditional = settings.pop("conditional")
+    given = ("network", "shape", "sampling", "of_bytes")
+    settings = arguments("diffusion", make, config["diffusion"], given, {"conditional": bool})
+    conditional = settings.pop("conditional", False)
     if conditional and not spec.classes:
         raise SettingError("diffusion.conditional needs data with labels; this data set has none")
     channels = spec.shape[-1] * (2 if settings.get("variance") == "learned" else 1)

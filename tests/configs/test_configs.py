@@ -308,7 +308,7 @@ def error_of(config, spec):
 
 # What every experiment of a family has to say.
 NEEDED = {
-    "ddpm_digits": ("diffusion.process", "diffusion.conditional", "sampling.guidance"),
+    "ddpm_digits": ("diffusion.process", "diffusion.prediction", "sampling.guidance"),
     "meanflow_digits": ("diffusion.times", "diffusion.end_times", "sampling.steps"),
     "ect_cifar": ("diffusion.consistency", "diffusion.process", "sampling.mid"),
     "distil_cifar": ("diffusion.teacher_steps", "diffusion.stage_steps", "sampling.steps"),
