@@ -20,5 +20,4 @@ def get_config(variant: str = "") -> ConfigDict:
     digits(config)
     config.diffusion.process.schedule = "cosine"
     config.sampling.update({"steps": 60, "variance": "fixed_small"})
-    config.evaluation.likelihood_count = 64  # the whole bound is a thousand network calls each
     return finish(config, VARIANTS, variant)

@@ -31,6 +31,7 @@ def digits(config: ConfigDict) -> None:
     config.ema.update({"half_life": 20_000.0, "ramp": 0.1})
     config.log.update({"eval_every": 1500, "sample_every": 1500, "first_sample": 500})
     config.checkpoint.update({"every": 1500, "best": test_metric(config, "loss")})
+    config.evaluation.likelihood_count = 64  # a bound is up to a thousand network calls each
     config.evaluation.update(
         {"network": "digits", "count": 500, "scheduled_count": 200, "at_end": True}
     )
