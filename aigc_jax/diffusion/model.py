@@ -252,7 +252,7 @@ class Diffusion:
         """{"t=100": (x_t / alpha_t, the estimate of x_0 from x_t), ...} at three levels of noise.
 
         x_t is divided by alpha_t for the example in it to have its own contrast; both are clipped
-        to [-1, 1], to be shown.
+        to the range of bytes, where examples are bytes, to be shown.
         """
         x0, label = batch["x"], self.label_of(batch)
         if self.process.total:
@@ -268,7 +268,7 @@ class Diffusion:
         output = self.predict(variables.params, x_t, level, label)
         estimate = self.threshold(self.estimate(output, x_t, level).x0)
         given, estimate = (
-            jnp.clip(x, -1.0, 1.0).reshape(n, levels, *self.shape)
+            (jnp.clip(x, -1.0, 1.0) if self.of_bytes else x).reshape(n, levels, *self.shape)
             for x in (x_t / expand(level.alpha, x_t), estimate)
         )
         return {f"t={t:.3g}": (given[:, i], estimate[:, i]) for i, t in enumerate(shown)}

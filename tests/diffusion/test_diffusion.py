@@ -330,3 +330,9 @@ def test_a_family_can_be_asked_for_labels_where_it_was_trained_with_them(variant
     params, extra = jax.eval_shape(made.init, jax.random.key(0))
     assert (list(params), extra, made.averaged) == (["net"], {}, ("net",))
     assert ("label" in params["net"]) == bool(variant)
+
+
+def test_points_are_shown_where_they_lie():
+    made = model(lambda x, *_: 4.0, shape=(2,), of_bytes=False, sampling={"clip": False})
+    for _, estimate in reconstructed(made, {"x": jnp.full((3, 2), 3.0)}).values():
+        np.testing.assert_allclose(estimate, 4.0, rtol=1e-6)
