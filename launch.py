@@ -96,6 +96,12 @@ OWN = {
         flags.DEFINE_string("sampler", None, "Name of the sampler, such as ancestral or ddim."),
         flags.DEFINE_integer("steps", None, "Steps of the sampler.", lower_bound=1),
         flags.DEFINE_float("guidance", None, "Strength of the label; 1 is none added."),
+        flags.DEFINE_float(
+            "autoguidance", None, "Strength of the distance from a weaker model; 1 is none."
+        ),
+        flags.DEFINE_string(
+            "weak", None, "That weaker model: a run of the same network, or RUN@STEP."
+        ),
         flags.DEFINE_enum("save", "", ["", "png", "npz"], "Also write every sample."),
         flags.DEFINE_integer(
             "frames",

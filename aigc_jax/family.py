@@ -98,11 +98,14 @@ class Variables(NamedTuple):
       params: {player: tree}, the averages where a player has one.
       extra: as in training.
       prepared: what `Drawing.prepare` made of these; {} until then.
+      constants: {name: {player: tree}}, parameters of other models that samples are drawn with
+        beside these, such as "weak" of autoguidance; {} for none.
     """
 
     params: Params
     extra: Extra
     prepared: Any = {}  # noqa: RUF012  (never written to; jit takes no read-only mapping)
+    constants: Any = {}  # noqa: RUF012
 
 
 LossValue = tuple[jax.Array, tuple[dict[str, jax.Array], Extra]]  # (scalar, (metrics, extra))

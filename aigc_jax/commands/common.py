@@ -11,11 +11,18 @@ import numpy as np
 from aigc_jax import build, checks
 from aigc_jax.data import datasets
 from aigc_jax.errors import SettingError
+from aigc_jax.evaluation.results import NEUTRAL
 from aigc_jax.family import DataSpec, Family, Variables
 from aigc_jax.runs import folder as folders
+from aigc_jax.runs import weak
 from aigc_jax.runs.examples import RealData, training_codes
 from aigc_jax.training.recipe import recipe
 from aigc_jax.training.step import Recipe
+
+# Flags of `sample` and `evaluate` that replace values of `config.sampling`.
+OF_SAMPLING = ("sampler", "steps", "guidance", "autoguidance", "weak")
+# Settings that older runs of families that have them do not hold: `build` says which families do.
+LATER = {"autoguidance", "weak"}
 
 
 def data_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,10 +76,11 @@ def with_sampling(
       settings: {key of `config.sampling`: value}, None for a value that stays.
 
     Returns:
-      The config, and what differs from how the run itself samples, as parts of a file's name.
+      The config, whose `sampling.weak` names a checkpoint, and what differs from how the run itself
+      samples, as parts of a file's name.
 
     Raises:
-      FileNotFoundError: neither a run nor a config.
+      FileNotFoundError: neither a run nor a config, or no such weak model.
       ValueError: a run of an earlier version, or a setting that the family's sampling lacks.
     """
     recorded = None
@@ -81,15 +89,19 @@ def with_sampling(
         folders.read_spec(workdir)  # a run of an earlier version says so before its keys are read
     config = folders.as_dict(recorded if config is None else config)
     given = {key: value for key, value in (settings or {}).items() if value is not None}
-    for key in given.keys() - config["sampling"].keys():
+    for key in given.keys() - config["sampling"].keys() - LATER:
         known = ", ".join(config["sampling"]) or "no settings"
         raise SettingError(
             f"family {config['family']!r} has no {key!r} of sampling to set: it has {known}"
         )
     sampling = config["sampling"] | given
+    if sampling.get("weak"):
+        sampling["weak"] = weak.resolved(sampling["weak"])
     own = (recorded or config)["sampling"]
     keys = dict.fromkeys((*given, *sampling))  # in the order in which they were asked for
-    words = [f"{key}_{sampling[key]}" for key in keys if sampling[key] != own.get(key)]
+    differing = [key for key in keys if sampling[key] != own.get(key, NEUTRAL.get(key))]
+    said = sampling | ({"weak": weak.word(sampling["weak"])} if sampling.get("weak") else {})
+    words = [f"{key}_{said[key]}" for key in differing]
     return config | {"sampling": sampling}, words
 
 

@@ -139,7 +139,8 @@ def run(
         batch_size=batch_size,
     )
     made = make()
-    found = judged(evaluator, made, seed, metric)
+    constants = models.constants(model.config, model.family)
+    found = judged(evaluator, made, constants, seed, metric)
     words = [f"ema-step{made.step:08d}", f"seed{seed}", f"n{chosen.count}", *different]
     words += [chosen.name, evaluate_command.digest(evaluator, asked)]
     rows = [row for width, own in found.items() for row in named(own, width)]
@@ -174,12 +175,17 @@ def write(workdir: pathlib.Path, model: models.Model, made: averages.Reconstruct
 
 
 def judged(
-    evaluator: evaluate.Evaluator, made: averages.Reconstruction, seed: int, metric: str
+    evaluator: evaluate.Evaluator,
+    made: averages.Reconstruction,
+    constants: Mapping[str, Any],
+    seed: int,
+    metric: str,
 ) -> dict[float, list[results.Row]]:
     """{width: rows of the evaluation}, with the width in the name of their evaluation."""
     found = {}
     for sigma_rel, variables in made.variables.items():
         weights = f"EMA {averages.POSTHOC}/{sigma_rel:g}"
+        variables = variables._replace(constants=constants)
         rows = evaluator.of_samples(variables, seed=seed, weights=weights)
         if jax.process_index() == 0:
             value = results.number(of_metric(rows, metric).value)

@@ -129,6 +129,11 @@ def validate(config: Mapping[str, Any], spec: DataSpec) -> Family:
     check(config)
     planned = plan(config["evaluations"], config["evaluation"])
     family = build.build(config, spec)
+    if config["sampling"].get("weak"):
+        raise SettingError(
+            "config.sampling.weak guides samples of a trained model, and a run in training has no "
+            "weaker one: give it and autoguidance to --mode=sample or evaluate"
+        )
     common.recipe_of(config, family, spec)
     check_lengths(config)
     check_averages(planned, settings_of(config["ema"]))

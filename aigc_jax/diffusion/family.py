@@ -48,7 +48,9 @@ NETWORKS = {
 VARIANCES = ("fixed", "learned")
 ENDS = ("fixed", "learned")
 # What else of `config.sampling` is a field of Diffusion, where it is given.
-OF_SAMPLES = ("dynamic_threshold", "guidance_rescale", "guidance_low", "guidance_high")
+OF_SAMPLES = (
+    *("dynamic_threshold", "guidance_rescale", "guidance_low", "guidance_high", "autoguidance"),
+)
 
 
 def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
@@ -63,7 +65,7 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     """
     of_sampling = kinds(solvers.build, given=("process", "settings"))
     of_sampling |= kinds(Diffusion, only=("clip", "guidance"))
-    optional = kinds(solvers.Settings) | kinds(Diffusion, only=OF_SAMPLES)
+    optional = kinds(solvers.Settings) | kinds(Diffusion, only=OF_SAMPLES) | {"weak": str}
     make = partial(diffusion, of_bytes=modalities.of(spec.kind).bounded)
     model = from_config(config, spec, make, of_sampling, optional)
     return model.family()._replace(edits=editing.edits(model) if spec.kind == "image" else {})
@@ -146,7 +148,8 @@ def diffusion(
         step's variance lies (Nichol & Dhariwal 2021, arXiv:2102.09672).
       ends: "learned" is a `VDM`: trained by its bound, whose ends it learns.
       sampling: `clip`, `guidance` and `OF_SAMPLES` (see `Diffusion`), and what `solvers.build`
-        takes; the bound is that of steps with this `variance` too.
+        takes; the bound is that of steps with this `variance` too. `weak` names the weaker model of
+        autoguidance, which whoever draws reads.
 
     Raises:
       ValueError: a setting that does not exist, or that others rule out.
@@ -161,6 +164,7 @@ def diffusion(
         )
     sampling = dict(sampling)
     shown = {k: sampling.pop(k) for k in ("clip", "guidance", *OF_SAMPLES) if k in sampling}
+    _check_weak(shown.get("autoguidance", 1.0), sampling.pop("weak", ""))
     learned = variance == "learned"
     step_variance = sampling.get("variance", solvers.Settings().variance)
     if learned != (step_variance == "learned"):
@@ -192,6 +196,21 @@ def diffusion(
         of_bytes=of_bytes,
         **shown,
     )
+
+
+def _check_weak(autoguidance: float, weak: str) -> None:
+    """Raises SettingError where one of the two settings of autoguidance lacks the other."""
+    if autoguidance != 1.0 and not weak:
+        raise SettingError(
+            f"sampling.autoguidance={autoguidance} leads away from a weaker version of the model: "
+            "give it to --mode=sample or evaluate, with sampling.weak=RUN, or RUN@STEP for an "
+            "earlier checkpoint"
+        )
+    if weak and autoguidance == 1.0:
+        raise SettingError(
+            f"sampling.weak={weak} has no part in samples while sampling.autoguidance is 1: set "
+            "that to a weight such as 2, or leave weak empty"
+        )
 
 
 def _check_bound(process: Mapping, times: Mapping, weighting: Mapping, pairing: str) -> None:

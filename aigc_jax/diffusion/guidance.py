@@ -52,14 +52,16 @@ def auto(denoise: Denoise, weak: Denoise, weight: float) -> Denoise:
     """weak + weight (denoise - weak): away from what a weaker model of the same kind does.
 
     Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself"
-    (arXiv:2406.02507), eq. 3.
+    (arXiv:2406.02507), eq. 3. The weaker model knows the label too, and `denoise` may be guided
+    already: what `classifier_free` makes of the strong model is then led away from what the weak
+    one says given the label. A weight of 1 is `denoise` itself.
     """
 
     def guided(x: jax.Array, level: Level, label: jax.Array | None) -> Estimate:
         strong, other = denoise(x, level, label), weak(x, level, label)
         return strong._replace(x0=other.x0 + weight * (strong.x0 - other.x0))
 
-    return guided
+    return denoise if weight == 1.0 else guided
 
 
 def within(guided: Denoise, denoise: Denoise, low: float, high: float) -> Denoise:

@@ -11,14 +11,14 @@ import numpy as np
 
 from aigc_jax.checks import NonNegative, Probability
 from aigc_jax.diffusion import objectives
-from aigc_jax.diffusion.guidance import Denoise, classifier_free, holds, within
+from aigc_jax.diffusion.guidance import Denoise, auto, classifier_free, holds, within
 from aigc_jax.diffusion.likelihood import Term
 from aigc_jax.diffusion.model_likelihood import ModelLikelihood, ratios
 from aigc_jax.diffusion.precondition import Prediction
 from aigc_jax.diffusion.process import Level, Process, diffuse, expand, per_time
 from aigc_jax.diffusion.solvers.base import Estimate, Solver, noise_like
 from aigc_jax.diffusion.times import Times
-from aigc_jax.errors import SettingError
+from aigc_jax.errors import MissingError, SettingError
 from aigc_jax.family import (
     Batch,
     Cond,
@@ -66,6 +66,9 @@ class Diffusion:
       guidance: weight of classifier-free guidance of samples; 1 is none. `guidance_rescale` is its
         share of the way back to an estimate's own standard deviation, and `guidance_low` and
         `guidance_high` (0: no bound) are the sigma / alpha between which samples are guided.
+      autoguidance: weight of guidance by a weaker model, whose parameters samples find in
+        `Variables.constants["weak"]`, within the same interval; 1 is none. It starts from what
+        classifier-free guidance has made: see `guidance.auto`.
       clip: whether estimates of x_0 are clipped to [-1, 1].
       dynamic_threshold: the share of an example's values within the range that its estimates are
         clipped to, and scaled back from (Saharia et al. 2022, arXiv:2205.11487, section 2.3), such
@@ -90,6 +93,7 @@ class Diffusion:
     guidance_rescale: Probability = 0.0
     guidance_low: NonNegative = 0.0
     guidance_high: NonNegative = 0.0
+    autoguidance: NonNegative = 1.0
     clip: bool = True
     dynamic_threshold: Probability = 0.0
 
@@ -282,32 +286,42 @@ class Diffusion:
           kwargs: of `predict`.
         """
 
-        def plain(x: jax.Array, level: Level, label: jax.Array | None) -> Estimate:
-            output = self.predict(variables.params, x, level, label, **kwargs)
-            return self.estimate(output, x, level)
+        def of(params: Params) -> Denoise:
+            def plain(x: jax.Array, level: Level, label: jax.Array | None) -> Estimate:
+                return self.estimate(self.predict(params, x, level, label, **kwargs), x, level)
 
-        guided = self.guided(plain)
+            return plain
+
+        if self.autoguidance != 1.0 and "weak" not in variables.constants:
+            raise MissingError(
+                "sampling.autoguidance other than 1 needs a weak model: sampling.weak"
+            )
+        guided = self.guided(of(variables.params), of(variables.constants.get("weak")))
         label = cond.get("label") if self.classes else None
         every = Level(*(jnp.full((len(x),), a) for a in level))
         estimate = guided(x, every, label)
         return estimate._replace(x0=self.threshold(estimate.x0))
 
-    def guided(self, denoise: Denoise) -> Denoise:
-        """Estimates of x_0 as samples take them, of those of the network alone."""
+    def guided(self, denoise: Denoise, weak: Denoise) -> Denoise:
+        """Estimates of x_0 as samples take them, of those of the network and of a weaker one.
+
+        `weak` is asked where `autoguidance` is not 1.
+        """
         guided = classifier_free(
             denoise, self.guidance, none=self.classes, rescale=self.guidance_rescale
         )
+        guided = auto(guided, weak, self.autoguidance)
         if guided is denoise or not (self.guidance_low or self.guidance_high):
             return guided
         return within(guided, denoise, self.guidance_low, self.guidance_high or np.inf)
 
     @property
     def calls(self) -> int:
-        """How often the network is asked about a sample, twice where it is guided."""
-        if self.guidance == 1.0:
-            return self.solver.calls
+        """How often networks are asked about a sample: where it is guided, once more for "none"
+        and once more for the weak model, as far as each has a part."""
+        more = (self.guidance != 1.0) + (self.autoguidance != 1.0)
         low, high = self.guidance_low, self.guidance_high or np.inf
-        return self.solver.calls + int(np.sum(holds(self.solver.table["at"], low, high)))
+        return self.solver.calls + more * int(np.sum(holds(self.solver.table["at"], low, high)))
 
     def start(self, variables: Variables, keys: jax.Array, cond: Cond) -> dict[str, Any]:
         """What the steps carry: noise, and the keys of each step's noise."""

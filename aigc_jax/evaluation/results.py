@@ -11,6 +11,10 @@ from aigc_jax import files
 NEUTRAL = {
     "guidance": 1.0,
     "guidance_rescale": 0.0,
+    "guidance_low": 0.0,
+    "guidance_high": 0.0,
+    "autoguidance": 1.0,
+    "weak": "",
     "truncation": 0.0,
     "temperature": 1.0,
     "eta": 0.0,

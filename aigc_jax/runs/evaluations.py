@@ -237,6 +237,12 @@ def check_sampling(
     for e in planned:
         for key in e.sampling:
             one_of(f"a setting of evaluations.{e.name}.sampling", key, sampling)
+        if e.sampling.get("weak"):
+            raise SettingError(
+                f"evaluations.{e.name}.sampling.weak: one weak model serves all evaluations: name "
+                "it by config.sampling.weak of --mode=evaluate, and set weak='' and "
+                "autoguidance=1.0 in those without it"
+            )
         if e.sampling:
             rebuild(e.sampling)
 

@@ -66,6 +66,18 @@ def as_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(plain))
 
 
+def with_settings(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with other values of some settings, {"diffusion.conditional": True}."""
+    config = as_dict(config)
+    for key, value in values.items():
+        *path, last = key.split(".")
+        section = config
+        for name in path:
+            section = section[name]
+        section[last] = value
+    return config
+
+
 def read(workdir: pathlib.Path, name: str) -> dict[str, Any]:
     """`config.json` or `spec.json` of a run."""
     path = workdir / name

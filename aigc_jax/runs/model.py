@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from aigc_jax import build, checks, files, streams
 from aigc_jax.errors import MissingError, SettingError
-from aigc_jax.family import DataSpec, Family, Field, Variables
-from aigc_jax.runs import averages, examples, weights
+from aigc_jax.family import DataSpec, Family, Field, Params, Variables
+from aigc_jax.runs import averages, examples, weak, weights
 from aigc_jax.runs import folder as folders
 from aigc_jax.sampling.driver import Driver
 from aigc_jax.training import sharding
@@ -78,6 +78,9 @@ def outline(
         else:
             folders.check_same(workdir, config)
         spec = folders.read_spec(workdir)
+    if source := config["sampling"].get("weak"):
+        plain = folders.as_dict(config)
+        weak.check(source, checks.flatten(plain), plain["diffusion"], spec)
     return Model(config, spec, family or build.build(config, spec), Variables({}, {}), 0)
 
 
@@ -139,11 +142,22 @@ def load(
         variables, stored, step = restore(
             workdir, family, step, best=best, raw=raw, average=average, mode=mode
         )
+    variables = variables._replace(constants=constants(config, family))
     if dtype is not None:
-        variables = variables._replace(params=cast(variables.params, dtype))
+        kept = ("params", "constants")
+        variables = variables._replace(**{k: cast(getattr(variables, k), dtype) for k in kept})
     if family.drawing and family.drawing.prepare:
         variables = with_prepared(family, variables, stored, codes)
     return Model(config, spec, family, variables, step, best, ema and str(ema))
+
+
+def constants(config: Mapping[str, Any], family: Family) -> dict[str, Params]:
+    """`Variables.constants` of a model that `outline` has checked: the weak one, by its average."""
+    if not (source := config["sampling"].get("weak")):
+        return {}
+    run, step, best = weak.located(source)
+    mode = config["train"]["sharding"]
+    return {"weak": restore(run, family, step, best=best, mode=mode)[0].params}
 
 
 def with_prepared(
@@ -319,7 +333,9 @@ def initial(
         raise SettingError(f"the weights in {source} use labels otherwise: give {told}")
     if not same:  # what differs from the model with the labels of the weights is due to labels
         label = {"label": Field("label", (), classes)} if classes else {}
-        theirs = build.build(_with_settings(config, differing), spec._replace(conditions=label))
+        theirs = build.build(
+            folders.with_settings(config, differing), spec._replace(conditions=label)
+        )
 
     key = streams.init(config["seed"])[0]
     expected_params, expected_extra = jax.eval_shape(theirs.init, key)
@@ -353,18 +369,6 @@ def _learned(
     theirs, spec = folders.read(run, "config.json"), folders.read_spec(run)
     variables, _, _ = restore(run, build.build(theirs, spec), best=best)
     return dict(variables.params), variables.extra, checks.flatten(theirs), spec.classes
-
-
-def _with_settings(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with other values of some settings, {"diffusion.conditional": True}."""
-    config = folders.as_dict(config)
-    for key, value in values.items():
-        *path, last = key.split(".")
-        section = config
-        for name in path:
-            section = section[name]
-        section[last] = value
-    return config
 
 
 def _from_elsewhere(workdir: pathlib.Path, config: Mapping[str, Any] | None) -> bool:

@@ -124,6 +124,15 @@ def to_diffusers(
 def check_process(source: str | pathlib.Path, diffusion: Mapping[str, Any]) -> None:
     """Raises ValueError where weights were trained for another diffusion: samples would be noise.
 
+    Args as of `process_differences`.
+    """
+    if differing := process_differences(source, diffusion):
+        raise SettingError(f"{source} holds weights of another diffusion: {'; '.join(differing)}")
+
+
+def process_differences(source: str | pathlib.Path, diffusion: Mapping[str, Any]) -> list[str]:
+    """How the diffusion that weights were trained for differs from ours, in words.
+
     A diffusers folder without a scheduler says nothing about it.
 
     Args:
@@ -142,13 +151,11 @@ def check_process(source: str | pathlib.Path, diffusion: Mapping[str, Any]) -> N
         ours.pop("sigma_data", None)  # which nothing else reads
     if ours.get("process.schedule") == "cosine":  # which has no ends to choose
         ours = {key: ours[key] for key in ours if not key.startswith("process.beta")}
-    differing = [
+    return [
         f"diffusion.{key}: {ours[key]} here, {theirs[key]} there"
         for key in ours
         if key in theirs and ours[key] != theirs[key]
     ]
-    if differing:
-        raise SettingError(f"{source} holds weights of another diffusion: {'; '.join(differing)}")
 
 
 def check_same_data(

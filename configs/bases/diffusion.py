@@ -106,6 +106,8 @@ def ddpm() -> ConfigDict:
             "guidance_rescale": 0.0,
             "guidance_low": 0.0,  # sigma / alpha from which samples are guided
             "guidance_high": 0.0,  # and to which; 0: without end
+            "autoguidance": 1.0,  # weight of guidance by a weaker version of the model; 1: none
+            "weak": "",  # that version: RUN, or RUN@STEP for an earlier checkpoint
         }
     )
     config.train.steps = 800_000

@@ -40,6 +40,7 @@ ZERO = {
     *("cyclegan.adversarial", "cyclegan.cycle_a", "cyclegan.cycle_b", "cyclegan.identity"),
     *("cyclegan.pool", "diffusion.bound_weight", "sampling.dynamic_threshold"),
     *("sampling.guidance_rescale", "sampling.guidance_low", "sampling.guidance_high"),
+    "sampling.autoguidance",
     *("diffusion.augment", "sampling.churn"),
     *("network.augment_dim", "network.depth", "network.head_dim"),
     *("diffusion.ratio", "diffusion.norm_p", "diffusion.guidance_weight"),
@@ -97,7 +98,7 @@ FREE_TEXT = {
     *("init_from", "data.name", "data.train_split", "data.test_split"),
     *("evaluation.reference_split", "evaluation.statistics", "data.data_dir", "data.path"),
     *("evaluation.weights", "vae.perceptual.weights", "data.labels_from"),
-    "evaluation.lpips_weights",
+    *("evaluation.lpips_weights", "sampling.weak"),
 }
 MAY_BE_EMPTY = {"published", "network.attention", "gan.augment.policy", "ema.others"}
 FRACTIONS = {"ema.others"}  # tuples of numbers that need not be whole

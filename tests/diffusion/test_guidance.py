@@ -77,6 +77,7 @@ def test_autoguidance_leads_away_from_the_weaker_model():
     found = guidance.auto(predict, weak, 3.0)(X, LEVEL, LABEL).x0
     strong = predict(X, LEVEL, LABEL).x0
     np.testing.assert_allclose(found, 0.5 * X + 3 * (strong - 0.5 * X), rtol=1e-5)
+    assert guidance.auto(predict, weak, 1.0) is predict
 
 
 def test_guidance_within_an_interval_costs_one_call_outside_of_it():
