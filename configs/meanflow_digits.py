@@ -24,9 +24,8 @@ def get_config(variant: str = "") -> ConfigDict:
     digits(config)
     # A sample in one call is the mean velocity from t = 1 to 0, times that a logit-normal rarely
     # draws: evenly drawn ones are as good after a sixth of the steps.
-    times = {"name": "uniform", "shift": 1.0}
-    config.diffusion.update(
-        {"times": times, "end_times": times, "ratio": 0.5, "tangent": "predicted", "norm_p": 1.0}
-    )
+    config.diffusion.times = ConfigDict({"name": "uniform", "shift": 1.0})
+    config.diffusion.end_times = ConfigDict({"name": "uniform", "shift": 1.0})
+    config.diffusion.update({"ratio": 0.5, "tangent": "predicted", "norm_p": 1.0})
     config.train.steps = 4000
     return finish(config, VARIANTS, variant)
