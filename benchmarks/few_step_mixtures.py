@@ -41,7 +41,7 @@ def configs(data: str, steps: int, folder: pathlib.Path) -> dict[str, Any]:
         config.checkpoint.every = steps
         config.evaluations = ConfigDict({"mixture": {}})
         config.evaluation.update({"count": 20_000, "at_end": False})
-        config.sampling.update({"clip": False})
+        config.sampling.clip = False
         for name, values in sections.items():
             config[name].update(values)
         return config
@@ -61,6 +61,8 @@ def configs(data: str, steps: int, folder: pathlib.Path) -> dict[str, Any]:
         "weighting": {"name": "edm", "sigma_data": std},
     }
     of_edm = {key: edm[key] for key in ("process", "prediction", "sigma_data", "weighting")}
+    # One call a step, at the levels that a process is sampled at by default.
+    one_call = {"sampler": "ddim", "spacing": ""}
     tune = {"learning_rate": 5e-4, "name": "radam"}
 
     def replaced(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
@@ -70,8 +72,8 @@ def configs(data: str, steps: int, folder: pathlib.Path) -> dict[str, Any]:
 
     stages = TEACHER_STEPS.bit_length() - 1
     found = {
-        "flow": replaced(made(diffusion.ddpm(), sampling={"sampler": "ddim"}), flow),
-        "edm": replaced(made(diffusion.ddpm(), sampling={"sampler": "ddim"}), edm),
+        "flow": replaced(made(diffusion.ddpm(), sampling=one_call), flow),
+        "edm": replaced(made(diffusion.ddpm(), sampling=one_call), edm),
         "meanflow": made(diffusion.meanflow(), diffusion={"norm_p": 1.0, "ratio": 0.5}),
         "consistency": replaced(made(diffusion.consistency(), optimizer=tune), of_edm),
         "continuous": replaced(

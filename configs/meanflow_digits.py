@@ -22,9 +22,10 @@ def get_config(variant: str = "") -> ConfigDict:
     """The config, or variants of it joined by "+"."""
     config = diffusion.meanflow()
     digits(config)
-    times = {"name": "logit_normal", "mean": -0.4, "std": 1.0, "shift": 1.0}
-    config.diffusion.update(
-        {"times": times, "end_times": times, "ratio": 0.5, "tangent": "predicted", "norm_p": 1.0}
-    )
-    config.train.steps = 6000
+    # A sample in one call is the mean velocity from t = 1 to 0, times that a logit-normal rarely
+    # draws: evenly drawn ones are as good after a sixth of the steps.
+    config.diffusion.times = ConfigDict({"name": "uniform", "shift": 1.0})
+    config.diffusion.end_times = ConfigDict({"name": "uniform", "shift": 1.0})
+    config.diffusion.update({"ratio": 0.5, "tangent": "predicted", "norm_p": 1.0})
+    config.train.steps = 4000
     return finish(config, VARIANTS, variant)
