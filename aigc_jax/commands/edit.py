@@ -149,7 +149,7 @@ def run(
     work = edits.Work(model, labels, options.get("seed", 0), batch_size)
     said = carry_out(work, drawings, edit, found, masks, output, options)
     if jax.process_index() == 0:
-        calls = " + ".join(str(drawing.steps) for drawing in drawings)
+        calls = " + ".join(str(drawing.calls) for drawing in drawings)
         said = f"{edit} by {model.named}, {calls} network calls an image{said}"
         print(f"{said}: {output}, shown in {picture}", flush=True)
     return picture
@@ -237,6 +237,8 @@ def labels_of(
         if edit == "interpolate" and len(labels) > 1:
             raise SettingError("images between two have one label: name one by --labels")
         return sample.labels_of(model, labels)
+    if model.config["sampling"].get("guidance", 1.0) != 1.0:
+        raise SettingError("edits without labels cannot be guided: give --labels, or --guidance=1")
     section = model.config.get("diffusion", {})
     if section.get("conditional") and not section.get("label_dropout"):
         raise SettingError(

@@ -288,7 +288,8 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
         **kinds(Diffusion, only=("clip",)),
     }
     made = from_config(config, spec, model, of_sampling)
-    return made.family()._replace(starts_from=("diffusion",))
+    # What it says of x_t is no mean of x_0, which bounds and the ODE are made of.
+    return made.family()._replace(starts_from=("diffusion",), bound=None, density=None)
 
 
 process_, times_ = process, times  # settings have their names

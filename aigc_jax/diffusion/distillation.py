@@ -180,7 +180,9 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     made = from_config(
         config, spec, distillation, {"steps": Whole, **kinds(Diffusion, only=("clip",))}
     )
-    return made.family()._replace(starts_from=("diffusion",), needs_start=True)
+    # A student of few steps is no model of the whole process, of which bounds and the ODE are.
+    family = made.family()._replace(bound=None, density=None)
+    return family._replace(starts_from=("diffusion",), needs_start=True)
 
 
 process_ = process  # a setting has its name

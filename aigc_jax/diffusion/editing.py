@@ -53,12 +53,13 @@ def vary(model: Diffusion, *, strength: float) -> Drawing:
     if steps == total:
         return _drawing(model, model.solver, lambda noise, cond: model.solver.std * noise)
     levels = Level(*(a[total - steps :] for a in grid))
-    first = Level(*(np.float32(a[0]) for a in levels))
+    solver = model.solver.over(levels)
+    first = Level(*(np.float32(a[0]) for a in solver.table["at"]))  # which churn may have raised
 
     def start(noise: jax.Array, cond: Cond) -> jax.Array:
         return diffuse(cond["image"], noise, first)
 
-    return _drawing(model, model.solver.over(levels), start)
+    return _drawing(model, solver, start)
 
 
 def inpaint(model: Diffusion, *, resample: int) -> Drawing:
@@ -275,5 +276,6 @@ def _drawing(
         finish=by.finish,
         step=by.step,
         steps=solver.calls,
+        calls=by.calls,
         conditions=_conditions(model, **{"image": Field("image", model.shape), **given}),
     )

@@ -1,6 +1,7 @@
 """A diffusion family from a config: the names of its parts, and nothing else."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -96,7 +97,14 @@ def from_config(
     channels = spec.shape[-1] * (2 if settings.get("variance") == "learned" else 1)
     made = network(config["network"], spec, channels, spec.classes if conditional else 0)
     sampling = section("sampling", config["sampling"], of_sampling, optional)
-    return make(made, tuple(spec.shape), **settings, sampling=sampling)
+    bounded = modalities.of(spec.kind).bounded
+    if not bounded and (sampling["clip"] or sampling.get("dynamic_threshold")):
+        raise SettingError(
+            f"{spec.kind} have no range to clip estimates to: set sampling.clip=False and "
+            "sampling.dynamic_threshold=0"
+        )
+    model = make(made, tuple(spec.shape), **settings, sampling=sampling)
+    return replace(model, of_bytes=bounded)
 
 
 def network(settings: Mapping[str, Any], spec: DataSpec, channels: int, classes: int) -> Any:
@@ -157,6 +165,11 @@ def diffusion(
     made = _process.build(process)
     one_of("diffusion.pairing", pairing, objectives.PAIRINGS)
     predicted = precondition.named(prediction, sigma_data)
+    if weighting["name"] == "likelihood" and times["name"] != "uniform":
+        raise SettingError(
+            "diffusion.weighting.name='likelihood' is the bound of times drawn uniformly: set "
+            f"diffusion.times.name='uniform', not {times['name']!r}"
+        )
     if predicted.divides and made.ends.alpha[-1] == 0:
         raise SettingError(
             f"diffusion.prediction={prediction!r} says nothing of x_0 at the noisiest time of "
@@ -178,7 +191,7 @@ def diffusion(
             "have a smallest and a largest variance"
         )
     if ends == "learned":
-        _check_bound(process, times, weighting, pairing)
+        _check_bound(process, times, weighting, pairing, augment)
     return (VDM if ends == "learned" else Diffusion)(
         network=network,
         shape=tuple(shape),
@@ -213,7 +226,9 @@ def _check_weak(autoguidance: float, weak: str) -> None:
         )
 
 
-def _check_bound(process: Mapping, times: Mapping, weighting: Mapping, pairing: str) -> None:
+def _check_bound(
+    process: Mapping, times: Mapping, weighting: Mapping, pairing: str, augment: float
+) -> None:
     """Raises ValueError where settings are not those of a `VDM`, which knows no others."""
     needed = {
         "process.name": (process["name"], "log_snr"),
@@ -221,6 +236,7 @@ def _check_bound(process: Mapping, times: Mapping, weighting: Mapping, pairing: 
         "times.name": (times["name"], "uniform"),
         "times.shift": (times.get("shift", 1.0), 1.0),
         "pairing": (pairing, "independent"),
+        "augment": (augment, 0.0),
     }
     for key, (given, only) in needed.items():
         if given != only:

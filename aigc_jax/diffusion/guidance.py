@@ -79,7 +79,8 @@ def within(guided: Denoise, denoise: Denoise, low: float, high: float) -> Denois
 
 def holds(level: Level, low: float, high: float) -> jax.Array:
     """Whether sigma / alpha lies in [low, high] at each level; without a division by alpha = 0."""
-    return (level.sigma >= low * level.alpha) & (level.sigma <= high * level.alpha)
+    above = level.sigma >= low * level.alpha
+    return above if high == float("inf") else above & (level.sigma <= high * level.alpha)
 
 
 def _std(x: jax.Array) -> jax.Array:

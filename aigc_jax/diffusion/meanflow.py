@@ -179,7 +179,7 @@ def meanflow(
     if not getattr(network, "second_time", False):
         raise SettingError(
             "family 'meanflow' needs a network that takes two times, the beginning and the end of "
-            "a step: give --config.network.second_time=True (networks unet and mlp have it)"
+            "a step: give --config.network.second_time=True (all of ours have it)"
         )
     one_of("diffusion.tangent", tangent, TANGENTS)
     if guidance_weight != 1.0 and not (network.num_classes and label_dropout):

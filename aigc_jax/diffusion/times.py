@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from aigc_jax.checks import Finite, Positive, arguments, choice
 from aigc_jax.diffusion.precondition import Prediction
 from aigc_jax.diffusion.process import Level, Process
+from aigc_jax.errors import SettingError
 
 TAIL = 1e-6  # of the distribution at both ends, where no time is drawn: a weight may be infinite
 
@@ -169,6 +170,11 @@ def weighting(
     others = arguments(
         "diffusion.weighting", WEIGHTINGS[name], others, ("level", "error", "process")
     )
+    if name == "likelihood" and (process.ends.alpha[-1] == 0 or process.total == 1):
+        raise SettingError(
+            "diffusion.weighting.name='likelihood' needs a process of several times whose noisiest "
+            "holds something of x_0: take another weighting or diffusion.process"
+        )
 
     def factor(level: Level) -> jax.Array:
         error = prediction.error(level.alpha, level.sigma)

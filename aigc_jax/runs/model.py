@@ -321,7 +321,7 @@ def initial(
             f"the weights in {source} are of family {settings['family']!r}, this config of "
             f"{own['family']!r}: init_from takes those of {' or '.join(allowed)}"
         )
-    if family.starts_from:
+    if "process" in config.get("diffusion", {}):
         weights.check_process(source, config["diffusion"])
     if family.needs_start:
         weights.check_same_data(source, own, settings, spec.shape, _spec_of(source).shape)

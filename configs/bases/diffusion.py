@@ -227,7 +227,7 @@ def distillation() -> ConfigDict:
             "teacher_steps": 512,
             "student_steps": 1,
             "stage_steps": 50_000,
-            "spacing": "trailing",
+            "spacing": "",  # of the teacher's levels; trailing in a discrete process
             "conditional": False,
             "label_dropout": 0.1,  # of conditional models
         }

@@ -336,3 +336,43 @@ def test_points_are_shown_where_they_lie():
     made = model(lambda x, *_: 4.0, shape=(2,), of_bytes=False, sampling={"clip": False})
     for _, estimate in reconstructed(made, {"x": jnp.full((3, 2), 3.0)}).values():
         np.testing.assert_allclose(estimate, 4.0, rtol=1e-6)
+
+
+def test_a_test_example_keeps_its_own_noise_whatever_it_is_beside():
+    made = model(with_memory, 3, pairing="optimal_transport")
+    batch = {"x": jax.random.normal(jax.random.key(0), (8, *SHAPE)), "label": jnp.zeros(8, int)}
+    level = PROCESS.level(jnp.full(8, 5.0))
+    found = made.objective({"net": {}}, batch["x"], level, batch["label"], KEY)
+    other = batch["x"].at[4:].set(0.0)
+    again = made.objective({"net": {}}, other, level, batch["label"], KEY)
+    np.testing.assert_array_equal(found[:4], again[:4])
+
+
+@pytest.mark.parametrize("process", ["flow", "vp"])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (0.3, 0.0), (0.3, 2.0)])
+def test_guided_calls_are_counted_as_they_are_made_at_noise_alone_too(process, low, high):
+    seen = []
+
+    def of(x, t, label, train):
+        jax.debug.callback(lambda _: seen.append(len(x)), x[:1])
+        return 0.3
+
+    settings = {"guidance": 2.0, "guidance_low": low, "guidance_high": high, "sampler": "euler"}
+    given = {"process": {"name": process}, "prediction": "velocity"}
+    made = model(of, 2, sampling=settings | {"steps": 4}, **given)
+    sample(made, 1, {"label": jnp.zeros(1, jnp.int32)})
+    jax.effects_barrier()
+    assert sum(seen) == made.family().drawing.calls > 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"process": {"name": "flow"}, "prediction": "v"}, "noisiest holds something of x_0"),
+        ({"timesteps": 1, "sampling": {"steps": 1}}, "a process of several times"),
+        ({"times": {"name": "log_normal"}}, "times.name='uniform', not 'log_normal'"),
+    ],
+)
+def test_the_likelihood_as_a_weight_is_refused_where_it_is_none(changes, words):
+    with pytest.raises(ValueError, match=words):
+        model(with_memory, weighting={"name": "likelihood"}, **changes)
