@@ -153,6 +153,14 @@ class Diffusion:
         given, t = self.prediction.given(x_t, level), self.process.clock(level)
         return self.network.apply({"params": params["net"]}, given, t, label, **kwargs)
 
+    def noised(
+        self, x0: jax.Array, level: Level, key: jax.Array, *, paired: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        """x_t of examples [B, ...] at levels [B], and the noise in it, by `pair` if `paired`."""
+        eps = jax.random.normal(key, x0.shape)
+        eps = self.pair(x0, eps) if paired else eps
+        return diffuse(x0, eps, level), eps
+
     def estimate(self, output: jax.Array, x_t: jax.Array, level: Level) -> Estimate:
         """What an output for x_t says of x_0, and of the step's variance if that is learned."""
         if not self.learned_variance:
@@ -211,10 +219,8 @@ class Diffusion:
           step: of training; None where a trained model is evaluated.
           kwargs: of the network.
         """
-        eps = jax.random.normal(key, x0.shape)
-        if step is not None:  # an example's value must not depend on those that it is tested beside
-            eps = self.pair(x0, eps)
-        x_t = diffuse(x0, eps, level)
+        # An example's value must not depend on those that it is tested beside.
+        x_t, eps = self.noised(x0, level, key, paired=step is not None)
         return self.errors(x0, eps, self.predict(params, x_t, level, label, **kwargs), x_t, level)
 
     def loss(self, view: View, batch: Batch, key: jax.Array) -> LossValue:
