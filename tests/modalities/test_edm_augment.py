@@ -87,7 +87,7 @@ def turned(down, right, angle):
         ),
         ({"right": 0.37, "down": -0.8}, lambda d, r: (d + 0.8 * HEIGHT / 8, r - 0.37 * WIDTH / 8)),
     ],
-    ids=str,
+    ids=lambda given: str(given) if isinstance(given, dict) else "",
 )
 def test_a_smooth_picture_is_moved_as_its_formula_says(parts, back):
     found = run(jnp.asarray(picture())[None, ..., None], move(1, **parts))[0, ..., 0]
