@@ -81,7 +81,7 @@ def started(made, seed=0):
 
 def viewed(variables, step=0, constants=None):
     """What a loss sees of a model at that step."""
-    params, extra, _ = variables
+    params, extra, *_ = variables
     return View(params, {"net": params["net"]}, extra, constants or {}, jnp.int32(step))
 
 

@@ -237,7 +237,7 @@ def labels_of(
         if edit == "interpolate" and len(labels) > 1:
             raise SettingError("images between two have one label: name one by --labels")
         return sample.labels_of(model, labels)
-    if model.config["sampling"].get("guidance", 1.0) != 1.0:
+    if model.config.get("sampling", {}).get("guidance", 1.0) != 1.0:
         raise SettingError("edits without labels cannot be guided: give --labels, or --guidance=1")
     section = model.config.get("diffusion", {})
     if section.get("conditional") and not section.get("label_dropout"):

@@ -97,7 +97,9 @@ def inpaint(model: Diffusion, *, resample: int) -> Drawing:
         return {"x": solver.start(x), "keys": carry["keys"]}, jnp.where(anew, x0, image)
 
     made = _drawing(model, solver, start, mask=Field("mask", (*model.shape[:-1], 1)))
-    return made._replace(step=step, steps=len(table["back"]))
+    return made._replace(
+        step=step, steps=len(table["back"]), calls=model.calls(table["step"]["at"])
+    )
 
 
 def _resampled(table: Mapping[str, Any], grid: Level, times: int) -> dict[str, Any]:
@@ -276,6 +278,6 @@ def _drawing(
         finish=by.finish,
         step=by.step,
         steps=solver.calls,
-        calls=by.calls,
+        calls=model.calls(solver.table["at"]),
         conditions=_conditions(model, **{"image": Field("image", model.shape), **given}),
     )

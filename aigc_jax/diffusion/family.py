@@ -165,6 +165,7 @@ def diffusion(
     made = _process.build(process)
     one_of("diffusion.pairing", pairing, objectives.PAIRINGS)
     predicted = precondition.named(prediction, sigma_data)
+    drawn, weight = _times.build(times, made), _times.weighting(weighting, predicted, made)
     if weighting["name"] == "likelihood" and times["name"] != "uniform":
         raise SettingError(
             "diffusion.weighting.name='likelihood' is the bound of times drawn uniformly: set "
@@ -180,16 +181,7 @@ def diffusion(
     _check_weak(shown.get("autoguidance", 1.0), sampling.pop("weak", ""))
     learned = variance == "learned"
     step_variance = sampling.get("variance", solvers.Settings().variance)
-    if learned != (step_variance == "learned"):
-        raise SettingError(
-            f"sampling.variance={step_variance!r} does not go with diffusion.variance={variance!r}:"
-            " set both to 'learned', or neither"
-        )
-    if learned and not made.total:
-        raise SettingError(
-            "diffusion.variance='learned' needs diffusion.process.name='discrete', whose steps "
-            "have a smallest and a largest variance"
-        )
+    _check_variance(made, learned, step_variance)
     if ends == "learned":
         _check_bound(process, times, weighting, pairing, augment)
     return (VDM if ends == "learned" else Diffusion)(
@@ -197,8 +189,8 @@ def diffusion(
         shape=tuple(shape),
         process=made,
         prediction=predicted,
-        times=_times.build(times, made),
-        weight=_times.weighting(weighting, predicted, made),
+        times=drawn,
+        weight=weight,
         solver=solvers.build(made, **sampling),
         pair=objectives.PAIRINGS[pairing],
         term=likelihood.terms(made, step_variance, of_bytes) if made.total else None,
@@ -223,6 +215,20 @@ def _check_weak(autoguidance: float, weak: str) -> None:
         raise SettingError(
             f"sampling.weak={weak} has no part in samples while sampling.autoguidance is 1: set "
             "that to a weight such as 2, or leave weak empty"
+        )
+
+
+def _check_variance(made: process.Process, learned: bool, step_variance: str) -> None:
+    """Raises ValueError where the variance of steps is learned and not taken, or the reverse."""
+    if learned != (step_variance == "learned"):
+        raise SettingError(
+            f"sampling.variance={step_variance!r} goes with diffusion.variance='learned' or with "
+            "'fixed' alone: set both to 'learned', or neither"
+        )
+    if learned and not made.total:
+        raise SettingError(
+            "diffusion.variance='learned' needs diffusion.process.name='discrete', whose steps "
+            "have a smallest and a largest variance"
         )
 
 

@@ -133,7 +133,7 @@ class Diffusion:
                 finish=self.finish,
                 step=self.step,
                 steps=self.solver.calls,
-                calls=self.calls,
+                calls=self.calls(self.solver.table["at"]),
                 conditions={"label": Field("label", (), self.classes)} if self.classes else {},
             ),
             views=Views(reconstruct=self.reconstruct),
@@ -319,13 +319,12 @@ class Diffusion:
             return guided
         return within(guided, denoise, self.guidance_low, self.guidance_high or np.inf)
 
-    @property
-    def calls(self) -> int:
-        """How often networks are asked about a sample: where it is guided, once more for "none"
-        and once more for the weak model, as far as each has a part."""
+    def calls(self, at: Level) -> int:
+        """How often networks are asked about a sample at levels [calls]: where it is guided, once
+        more for "none" and once more for the weak model, as far as each has a part."""
         more = (self.guidance != 1.0) + (self.autoguidance != 1.0)
         low, high = self.guidance_low, self.guidance_high or np.inf
-        return self.solver.calls + more * int(np.sum(holds(self.solver.table["at"], low, high)))
+        return len(at.t) + more * int(np.sum(holds(at, low, high)))
 
     def start(self, variables: Variables, keys: jax.Array, cond: Cond) -> dict[str, Any]:
         """What the steps carry: noise, and the keys of each step's noise."""

@@ -59,7 +59,7 @@ def test_every_edit_end_to_end(run, launch, place, tmp_path, capsys):
     assert Image.open(tmp_path / "upscale" / "0.png").size == (8, 8)
     said, _ = called("invert", "--resize", "--guidance=2", "--labels=3", source="wide")
     errors = json.loads((tmp_path / "invert-errors.json").read_text())
-    assert f"3 + 3 network calls an image, PSNR {errors['psnr']:.2f} dB" in said
+    assert f"6 + 6 network calls an image, PSNR {errors['psnr']:.2f} dB" in said
     assert Image.open(tmp_path / "invert" / "0.png").size == (16, 8)
     said, made = called("interpolate", "--frames=4")
     assert said.endswith(f"shown in {tmp_path / 'interpolate-frames_4-strip.png'}")

@@ -25,7 +25,7 @@ def test_another_evaluation_of_a_checkpoint(run, launch, capsys, tmp_path):
     row = next(row for row in content["rows"] if row["metric"] == "kd_digits")
     protocol = [row[key] for key in ("n", "sampler", "steps", "weights", "seed")]
     assert protocol == [16, "ddim", 3, "raw", 7]
-    assert "ddim, 3 steps, raw, seed 7" in said
+    assert "ddim, 3 steps, NFE 3, raw, seed 7" in said
     elsewhere = tmp_path / "elsewhere"  # weights of another run, without one here
     launch("--mode=evaluate", f"{DIGITS}:smoke+conditional", f"--config.init_from={folder}",
            f"--workdir={elsewhere}", "--num=16", "--evaluations=fid")  # fmt: skip

@@ -320,4 +320,5 @@ def test_models_of_images_edit_and_others_do_not():
     assert build.build(config, spec).edits.keys() == EDITS.keys()
     points = DataSpec({"x": Field("points", (2,))}, {}, {})
     config.network = {"name": "mlp"}
+    config.sampling.clip = False
     assert not build.build(config, points).edits

@@ -164,7 +164,7 @@ def test_a_file_of_a_run_that_is_gone_is_told(tmp_path):
 def test_weights_of_another_family_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "_learned", lambda _: ({}, {}, {"family": "gan"}, 0))
     with pytest.raises(ValueError, match="of family 'gan', this config of 'vae'"):
-        models.initial(tmp_path, {"family": "vae"}, None, toys.dataset().spec)
+        models.initial(tmp_path, {"family": "vae"}, toys.one_player(), toys.dataset().spec)
 
 
 def test_a_spec_is_read_as_it_was_written(tmp_path):

@@ -40,6 +40,7 @@ def start(monkeypatch):
             weights = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), abstract)
             learned.append((*weights, checks.flatten(folders.as_dict(config)), classes))
         monkeypatch.setattr(models, "_learned", lambda source: learned[0])
+        monkeypatch.setattr(models.weights, "check_process", lambda source, diffusion: None)
         made = models.initial("elsewhere", config, family, spec, **more)
         new = jax.jit(family.init)(streams.init(config.seed)[0])
         new = dict(new[0]), {name: new[1][name] for name in made[1]}

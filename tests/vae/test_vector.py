@@ -91,12 +91,12 @@ def slopes(made):
 
 
 def differentiated(made, extra=None, batch=None):
-    params, own, _ = variables()
+    params, own, *_ = variables()
     return slopes(made)(params, own if extra is None else extra, batch or BATCH)
 
 
 def test_the_loss_is_the_distortion_and_the_commitment():
-    params, extra, _ = variables()
+    params, extra, *_ = variables()
     z = z_of(params)
     index = np.linalg.norm(z[..., None, :] - extra["codebook"][None, None, None], axis=-1).argmin(
         -1
@@ -123,7 +123,7 @@ def test_the_loss_is_the_distortion_and_the_commitment():
 
 
 def test_the_encoder_gets_the_gradient_at_its_entry_and_the_commitments():
-    params, extra, _ = variables()
+    params, extra, *_ = variables()
     z = z_of(params)
     z_q, _ = quantize.quantize(z, extra["codebook"])
 
@@ -143,7 +143,7 @@ def test_the_encoder_gets_the_gradient_at_its_entry_and_the_commitments():
 
 
 def test_the_codebook_has_no_gradient_and_follows_by_averages():
-    params, extra, _ = variables()
+    params, extra, *_ = variables()
     (_, (_, updated)), (_, to_extra) = differentiated(vqvae())
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(to_extra))
     z = z_of(params)
@@ -163,7 +163,7 @@ def test_the_averages_change_no_gradient():
 
 
 def test_dead_entries_start_anew_at_vectors_of_the_batch():
-    params, extra, _ = variables()
+    params, extra, *_ = variables()
     far = {**extra, "codebook": extra["codebook"].at[0].set(100.0)}
     far |= {"sums": far["codebook"], "counts": jnp.ones(SIZE)}
     (_, (_, left)), _ = differentiated(vqvae(), far)
@@ -194,7 +194,7 @@ def test_a_sample_depends_on_its_key_alone():
 
 
 def test_indices_of_samples_are_as_frequent_as_in_training_or_uniform():
-    params, extra, _ = variables()
+    params, extra, *_ = variables()
     counts = jnp.array([0.0, 3.0, 0.0, 1.0, 0.0, 0.0])
     counted = Variables(params, {**extra, "counts": counts})
     keys = jax.random.split(jax.random.key(0), 2000)
@@ -215,7 +215,7 @@ def test_indices_of_samples_are_as_frequent_as_in_training_or_uniform():
 
 
 def test_indices_and_vectors_decode_to_the_reconstruction():
-    params, extra, _ = variables()
+    params, extra, *_ = variables()
     made = vqvae()
     pairs = jax.jit(made.reconstruct)(variables(), BATCH, jax.random.key(0))
     given, image = pairs["reconstruction"]
