@@ -58,7 +58,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs
 DEBUG = flags.DEFINE_bool("debug", False, "Show where in the code an error was raised.")
 COMMON = (CONFIG, MODE, WORKDIR, DEBUG)
 
-# The flags of which each command takes those that its file names in FLAGS.
+# Commands that only write what others have computed: one process does.
+ALONE = ("report",)
+# The flags of which each command takes those that its file names in FLAGS, and those of hosts.
 OWN = {
     holder.name: holder
     for holder in (
@@ -164,13 +166,14 @@ class Command(NamedTuple):
 
 
 def command(mode: str) -> Command:
-    """The first line of a command's docstring, and its FLAGS."""
+    """The first line of a command's docstring, and all flags that it takes."""
     path = HERE / (COMMANDS[mode].replace(".", "/") + ".py")
     tree = ast.parse(path.read_text())
     for node in tree.body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "FLAGS":
             about = (ast.get_docstring(tree) or "").partition("\n")[0]
-            return Command(about, ast.literal_eval(node.value))
+            of_hosts = () if mode in ALONE else hosts.FLAGS
+            return Command(about, (*ast.literal_eval(node.value), *of_hosts))
     raise SettingError(f"{path} has no FLAGS")
 
 

@@ -2,9 +2,9 @@
 
 A command's file holds, in this order:
 
-  FLAGS   the flags that it takes beside --config, --workdir, --mode and --debug: a tuple of literal
-          strings. launch.py reads it from the text of the file, and the first line of the file's
-          docstring too, so that --help need not wait for JAX.
+  FLAGS   the flags that it takes beside --config, --workdir, --mode, --debug and those of several
+          hosts: a tuple of literal strings. launch.py reads it from the text of the file, and the
+          first line of the file's docstring too, so that --help need not wait for JAX.
   main    (flags) -> None, called by launch.py: hands the values of the flags on to `run`. `flags`
           has an attribute for each of FLAGS, and `config` (a ConfigDict, None without --config),
           `workdir` (a Path) and `origin` (() -> what a report says of the command line).

@@ -37,11 +37,6 @@ FLAGS: tuple[str, ...] = (
     "raw",
     "ema",
     "dtype",
-    "distributed",
-    "coordinator",
-    "processes",
-    "process",
-    "join_timeout",
 )
 # {edit: the flags that only some edits take}
 EDITS = {

@@ -36,11 +36,6 @@ FLAGS: tuple[str, ...] = (
     "guidance",
     "batch",
     "step",
-    "distributed",
-    "coordinator",
-    "processes",
-    "process",
-    "join_timeout",
 )
 
 

@@ -40,11 +40,6 @@ FLAGS: tuple[str, ...] = (
     "best",
     "raw",
     "ema",
-    "distributed",
-    "coordinator",
-    "processes",
-    "process",
-    "join_timeout",
 )
 
 

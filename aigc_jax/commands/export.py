@@ -19,11 +19,6 @@ FLAGS: tuple[str, ...] = (
     "step",
     "best",
     "ema",
-    "distributed",
-    "coordinator",
-    "processes",
-    "process",
-    "join_timeout",
 )
 
 

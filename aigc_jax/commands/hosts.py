@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 from aigc_jax.errors import RunError, SettingError
 
+# Flags of every command that computes.
+FLAGS = ("distributed", "coordinator", "processes", "process", "join_timeout")
 # Seconds after which a process that no longer answers is taken for dead; each one sends a sign of
 # life in a thread of the runtime, which neither Python nor a long compilation holds up.
 SILENCE = 40

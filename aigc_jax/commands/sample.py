@@ -47,11 +47,6 @@ FLAGS: tuple[str, ...] = (
     "pictures",
     "save",
     "output",
-    "distributed",
-    "coordinator",
-    "processes",
-    "process",
-    "join_timeout",
 )
 MOST = 400  # samples of which each is shown apart; a larger grid is no picture
 REAL = 2000  # real examples behind samples that are drawn into one plot

@@ -40,14 +40,7 @@ from aigc_jax.training.ema import settings_of
 from aigc_jax.training.step import TrainState
 from aigc_jax.training.writers import Writer
 
-FLAGS: tuple[str, ...] = (
-    "from_step",
-    "distributed",
-    "coordinator",
-    "processes",
-    "process",
-    "join_timeout",
-)
+FLAGS: tuple[str, ...] = ("from_step",)
 
 
 def main(flags: argparse.Namespace) -> int:

@@ -26,37 +26,16 @@ from aigc_jax.checks import (
     kinds,
     one_of,
 )
-from aigc_jax.diffusion import precondition, process, times
+from aigc_jax.diffusion import precondition
+from aigc_jax.diffusion import process as processes
+from aigc_jax.diffusion import times as timing
 from aigc_jax.diffusion.family import from_config
 from aigc_jax.diffusion.model import Diffusion
-from aigc_jax.diffusion.precondition import Prediction
-from aigc_jax.diffusion.process import Level, Process, expand
+from aigc_jax.diffusion.process import Level, Process, diffuse, expand
 from aigc_jax.diffusion.solvers.base import Solver, single_step, steps_of
 from aigc_jax.diffusion.solvers.spacing import ending
 from aigc_jax.errors import SettingError
 from aigc_jax.family import DataSpec, Family, Params
-
-
-def boundary(sigma_data: float, low: float) -> Prediction:
-    """EDM's prediction, but that x_0 is x itself at sigma / alpha = `low`.
-
-    Song et al. 2023, "Consistency Models" (arXiv:2303.01469), appendix C.
-    """
-
-    def coefficients(s: Any) -> tuple[Any, Any]:
-        c_skip = sigma_data**2 / ((s - low) ** 2 + sigma_data**2)
-        return c_skip, sigma_data * (s - low) / (s**2 + sigma_data**2) ** 0.5
-
-    def target(x0: Any, eps: Any, alpha: Any, sigma: Any) -> Any:
-        s = sigma / alpha
-        c_skip, c_out = coefficients(s)
-        return (x0 - c_skip * (x0 + s * eps)) / c_out
-
-    def to_x0(output: Any, x_t: Any, alpha: Any, sigma: Any) -> Any:
-        c_skip, c_out = coefficients(sigma / alpha)
-        return c_skip * x_t / alpha + c_out * output
-
-    return precondition.named("edm", sigma_data)._replace(target=target, to_x0=to_x0)
 
 
 @dataclass(frozen=True)
@@ -96,7 +75,7 @@ class Easy:
         """The weighted distance of each example, [B]; the answer at r is what is aimed at."""
 
         def answer(level: Level) -> jax.Array:
-            x_t = process.diffuse(x0, eps, level)
+            x_t = diffuse(x0, eps, level)
             return model.estimate(model.predict(params, x_t, level, label, **kwargs), x_t, level).x0
 
         end = jnp.maximum(self.earlier(level.t, step), model.process.low)
@@ -205,7 +184,7 @@ class Consistency(Diffusion):
         **kwargs: Any,
     ) -> jax.Array:
         """What `consistency` says of each example, [B]; dropout is the same at both times."""
-        eps = self.pair(x0, jax.random.normal(key, x0.shape))
+        eps = jax.random.normal(key, x0.shape)
         return self.consistency(self, params, x0, eps, level, label, step=step, **kwargs)
 
 
@@ -249,8 +228,8 @@ def model(
     Raises:
       ValueError: a setting that does not exist, or that others rule out.
     """
-    made = process_.build(process)
-    if not isinstance(made, process_.EDM):
+    made = processes.build(process)
+    if not isinstance(made, processes.EDM):
         raise SettingError(
             f"family 'consistency' needs diffusion.process.name='edm', not {process['name']!r}: "
             "its network is EDM's"
@@ -264,14 +243,14 @@ def model(
             f"sampling.mid={mid} must lie between diffusion.process.sigma_min={made.low} and "
             f"sigma_max={made.high}"
         )
-    predicted = boundary(sigma_data, made.low if name == "easy" else 0.0)
+    predicted = precondition.edm(sigma_data, made.low if name == "easy" else 0.0)
     return Consistency(
         network=network,
         shape=shape,
         process=made,
         prediction=predicted,
-        times=times_.build(times, made),
-        weight=times_.weighting(weighting, predicted, made),
+        times=timing.build(times, made),
+        weight=timing.weighting(weighting, predicted, made, sigma_data),
         solver=solver(made, steps, mid),
         clip=sampling["clip"],
         label_dropout=label_dropout,
@@ -290,6 +269,3 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     made = from_config(config, spec, model, of_sampling)
     # What it says of x_t is no mean of x_0, which bounds and the ODE are made of.
     return made.family()._replace(starts_from=("diffusion",), bound=None, density=None)
-
-
-process_, times_ = process, times  # settings have their names

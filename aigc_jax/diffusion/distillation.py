@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.checks import BelowOne, Count, OneOf, Positive, Whole, kinds
-from aigc_jax.diffusion import precondition, process
-from aigc_jax.diffusion import times as _times
+from aigc_jax.diffusion import precondition
+from aigc_jax.diffusion import process as processes
+from aigc_jax.diffusion import times as timing
 from aigc_jax.diffusion.family import from_config
 from aigc_jax.diffusion.model import Diffusion
 from aigc_jax.diffusion.process import Level, expand, per_time
@@ -130,8 +131,8 @@ def distillation(
     Raises:
       ValueError: a setting that does not exist, or that others rule out.
     """
-    made = process_.build(process)
-    predicted = precondition.named(prediction, sigma_data)
+    made = processes.build(process)
+    predicted = precondition.of_process(prediction, sigma_data, made)
     stages = math.log2(teacher_steps / student_steps)
     if stages < 1 or stages != int(stages):
         raise SettingError(
@@ -143,12 +144,6 @@ def distillation(
         raise SettingError(
             f"sampling.steps={steps} must divide diffusion.teacher_steps={teacher_steps}; 0 takes "
             f"diffusion.student_steps={student_steps}"
-        )
-    if predicted.divides and made.ends.alpha[-1] == 0:
-        raise SettingError(
-            f"diffusion.prediction={prediction!r} says nothing of x_0 at the noisiest time of "
-            f"process {process['name']!r}, where x_t is noise alone: distil a teacher that "
-            "predicts v, x0 or velocity"
         )
     # So that the first step starts from noise: "leading" leaves the noisiest times out.
     levels = grid(made, spacing or ("trailing" if made.total else ""), teacher_steps)
@@ -165,7 +160,7 @@ def distillation(
         process=made,
         prediction=predicted,
         times=Times(quantile),
-        weight=_times.weighting(weighting, predicted, made),
+        weight=timing.weighting(weighting, predicted, made, sigma_data),
         solver=ddim.solver(drawn, made.start_std),
         clip=sampling["clip"],
         label_dropout=label_dropout,
@@ -183,6 +178,3 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     # A student of few steps is no model of the whole process, of which bounds and the ODE are.
     family = made.family()._replace(bound=None, density=None)
     return family._replace(starts_from=("diffusion",), needs_start=True)
-
-
-process_ = process  # a setting has its name

@@ -24,10 +24,10 @@ from aigc_jax.diffusion import (
     likelihood,
     objectives,
     precondition,
-    process,
     solvers,
-    times,
 )
+from aigc_jax.diffusion import process as processes
+from aigc_jax.diffusion import times as timing
 from aigc_jax.diffusion.model import Diffusion
 from aigc_jax.diffusion.vdm import VDM
 from aigc_jax.errors import SettingError
@@ -162,19 +162,17 @@ def diffusion(
     Raises:
       ValueError: a setting that does not exist, or that others rule out.
     """
-    made = _process.build(process)
+    made = processes.build(process)
     one_of("diffusion.pairing", pairing, objectives.PAIRINGS)
-    predicted = precondition.named(prediction, sigma_data)
-    drawn, weight = _times.build(times, made), _times.weighting(weighting, predicted, made)
+    predicted = precondition.of_process(prediction, sigma_data, made)
+    drawn, weight = (
+        timing.build(times, made),
+        timing.weighting(weighting, predicted, made, sigma_data),
+    )
     if weighting["name"] == "likelihood" and times["name"] != "uniform":
         raise SettingError(
             "diffusion.weighting.name='likelihood' is the bound of times drawn uniformly: set "
             f"diffusion.times.name='uniform', not {times['name']!r}"
-        )
-    if predicted.divides and made.ends.alpha[-1] == 0:
-        raise SettingError(
-            f"diffusion.prediction={prediction!r} says nothing of x_0 at the noisiest time of "
-            f"process {process['name']!r}, where x_t is noise alone: predict v, x0 or velocity"
         )
     sampling = dict(sampling)
     shown = {k: sampling.pop(k) for k in ("clip", "guidance", *OF_SAMPLES) if k in sampling}
@@ -218,7 +216,7 @@ def _check_weak(autoguidance: float, weak: str) -> None:
         )
 
 
-def _check_variance(made: process.Process, learned: bool, step_variance: str) -> None:
+def _check_variance(made: processes.Process, learned: bool, step_variance: str) -> None:
     """Raises ValueError where the variance of steps is learned and not taken, or the reverse."""
     if learned != (step_variance == "learned"):
         raise SettingError(
@@ -250,6 +248,3 @@ def _check_bound(
                 f"diffusion.ends='learned' trains by the bound itself, which needs "
                 f"diffusion.{key}={only!r}, not {given!r}"
             )
-
-
-_process, _times = process, times  # settings have their names

@@ -22,16 +22,14 @@ from aigc_jax.checks import (
     Positive,
     Probability,
     Range,
-    arguments,
-    choice,
     kinds,
     one_of,
 )
 from aigc_jax.diffusion import precondition
-from aigc_jax.diffusion import times as times_
+from aigc_jax.diffusion import times as timing
 from aigc_jax.diffusion.family import from_config
 from aigc_jax.diffusion.model import Diffusion
-from aigc_jax.diffusion.process import Flow, Level, Process, expand, per_time
+from aigc_jax.diffusion.process import Flow, Level, expand, per_time
 from aigc_jax.diffusion.solvers import ddim
 from aigc_jax.diffusion.times import Times
 from aigc_jax.errors import SettingError
@@ -194,26 +192,18 @@ def meanflow(
         shape=shape,
         process=process,
         prediction=precondition.named("velocity"),
-        times=times_.build(times, process),
+        times=timing.build(times, process),
         weight=lambda level: jnp.ones_like(level.t),
         solver=ddim.solver(grid, process.start_std),
         clip=sampling["clip"],
         label_dropout=label_dropout,
-        end_times=end_times_of(end_times, process),
+        end_times=timing.build(end_times, process, "diffusion.end_times"),
         ratio=ratio,
         tangent=tangent,
         norm_p=norm_p,
         norm_eps=norm_eps,
         guidance_weight=guidance_weight,
     )
-
-
-def end_times_of(settings: Mapping[str, Any], process: Process) -> Times:
-    """The times of `config.diffusion.end_times`, which names what `times.TIMES` has."""
-    name, others = choice("diffusion.end_times", settings, times_.TIMES)
-    rule = times_.TIMES[name]
-    others = arguments("diffusion.end_times", rule, others, ("u", "process"))
-    return Times(partial(rule, process=process, **others))
 
 
 def build(config: Mapping[str, Any], spec: DataSpec) -> Family:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.checks import one_of
-from aigc_jax.diffusion.process import Level, expand
+from aigc_jax.diffusion.process import Level, Process, expand
+from aigc_jax.errors import SettingError
 
 
 class Prediction(NamedTuple):
@@ -44,17 +45,22 @@ class Prediction(NamedTuple):
         return x_t * expand(self.scale(level.alpha, level.sigma), x_t)
 
 
-def edm(sigma_data: float) -> Prediction:
+def edm(sigma_data: float, least: float = 0.0) -> Prediction:
     """Karras et al. 2022 (arXiv:2206.00364, table 1): D = c_skip x + c_out F(c_in x).
 
     Their x is x_t / alpha, whose noise has the ratio s = sigma / alpha.
+
+    Args:
+      sigma_data: standard deviation of the data.
+      least: the s at which D is x itself, that of consistency models (Song et al. 2023,
+        arXiv:2303.01469, appendix C); `error` is of 0.
     """
 
     def c_skip(s: Any) -> Any:
-        return sigma_data**2 / (s**2 + sigma_data**2)
+        return sigma_data**2 / ((s - least) ** 2 + sigma_data**2)
 
     def c_out(s: Any) -> Any:
-        return s * sigma_data / (s**2 + sigma_data**2) ** 0.5
+        return sigma_data * (s - least) / (s**2 + sigma_data**2) ** 0.5
 
     def target(x0: Any, eps: Any, alpha: Any, sigma: Any) -> Any:
         s = sigma / alpha
@@ -67,7 +73,7 @@ def edm(sigma_data: float) -> Prediction:
     return Prediction(
         target,
         to_x0,
-        error=lambda alpha, sigma: 1 / c_out(sigma / alpha) ** 2,
+        error=lambda alpha, sigma: (alpha / sigma) ** 2 + sigma_data**-2,
         scale=lambda alpha, sigma: 1 / (sigma**2 + (alpha * sigma_data) ** 2) ** 0.5,
         divides=True,
     )
@@ -112,3 +118,18 @@ def named(prediction: str, sigma_data: float = 0.5) -> Prediction:
     """
     one_of("diffusion.prediction", prediction, PREDICTIONS)
     return PREDICTIONS[prediction](sigma_data)
+
+
+def of_process(prediction: str, sigma_data: float, process: Process) -> Prediction:
+    """`named`, of a network that is asked at all times of a process.
+
+    Raises:
+      ValueError: an unknown name, or one that says nothing of x_0 where x_t is noise alone.
+    """
+    found = named(prediction, sigma_data)
+    if found.divides and process.ends.alpha[-1] == 0:
+        raise SettingError(
+            f"diffusion.prediction={prediction!r} says nothing of x_0 at the noisiest time of "
+            "diffusion.process, where x_t is noise alone: predict v, x0 or velocity"
+        )
+    return found

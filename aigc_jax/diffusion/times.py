@@ -96,46 +96,48 @@ class Times:
         return self.quantile(jnp.clip(u, TAIL, 1 - TAIL))
 
 
-def build(settings: Mapping[str, Any], process: Process) -> Times:
-    """The times of `config.diffusion.times`: a name of `TIMES`, its settings, and `stratified`.
+def build(settings: Mapping[str, Any], process: Process, section: str = "diffusion.times") -> Times:
+    """The times of a section of the config: a name of `TIMES`, its settings, and `stratified`.
 
     Raises:
       ValueError: an unknown name or setting, or one out of its range.
     """
-    name, others = choice("diffusion.times", settings, TIMES)
-    others = arguments(
-        "diffusion.times", TIMES[name], others, ("u", "process"), {"stratified": bool}
-    )
+    name, others = choice(section, settings, TIMES)
+    others = arguments(section, TIMES[name], others, ("u", "process"), {"stratified": bool})
     stratified = others.pop("stratified", False)
     return Times(partial(TIMES[name], process=process, **others), stratified)
 
 
-def simple(level: Level, error: Any, process: Process) -> Any:
+def simple(level: Level, error: Any, process: Process, sigma_data: float) -> Any:
     """Errors of the prediction as they are (Ho et al. 2020, L_simple)."""
     return jnp.ones_like(error)
 
 
-def snr(level: Level, error: Any, process: Process) -> Any:
+def snr(level: Level, error: Any, process: Process, sigma_data: float) -> Any:
     """An error in x_0 by SNR = alpha^2 / sigma^2, whatever is predicted."""
     return _snr(level) / error
 
 
-def min_snr(level: Level, error: Any, process: Process, *, gamma: Positive = 5.0) -> Any:
+def min_snr(
+    level: Level, error: Any, process: Process, sigma_data: float, *, gamma: Positive = 5.0
+) -> Any:
     """An error in x_0 by min(SNR, gamma) (Hang et al. 2023, arXiv:2303.09556)."""
     return jnp.minimum(_snr(level), gamma) / error
 
 
-def soft_min_snr(level: Level, error: Any, process: Process, *, gamma: Positive = 4.0) -> Any:
+def soft_min_snr(
+    level: Level, error: Any, process: Process, sigma_data: float, *, gamma: Positive = 4.0
+) -> Any:
     """An error in x_0 by SNR gamma / (SNR + gamma) (Crowson et al. 2024, arXiv:2401.11605)."""
     return gamma / (1 + gamma * level.ratio**2) / error
 
 
-def edm(level: Level, error: Any, process: Process, *, sigma_data: Positive = 0.5) -> Any:
+def edm(level: Level, error: Any, process: Process, sigma_data: float) -> Any:
     """An error in x_0 by SNR + 1 / sigma_data^2 (Karras et al. 2022, table 1)."""
     return (_snr(level) + sigma_data**-2) / error
 
 
-def likelihood(level: Level, error: Any, process: Process) -> Any:
+def likelihood(level: Level, error: Any, process: Process, sigma_data: float) -> Any:
     """The bound on the likelihood in nats: half of -dSNR / dt (Kingma et al. 2021, eq. 17).
 
     Of times drawn uniformly.
@@ -147,7 +149,8 @@ def _snr(level: Level) -> Any:
     return (level.alpha / level.sigma) ** 2
 
 
-# {config.diffusion.weighting.name: (level, `Prediction.error` there, process, settings) -> factor}
+# {config.diffusion.weighting.name: (level, `Prediction.error` there, process, standard deviation of
+# the data, settings) -> factor}
 WEIGHTINGS = {
     "simple": simple,
     "snr": snr,
@@ -159,7 +162,7 @@ WEIGHTINGS = {
 
 
 def weighting(
-    settings: Mapping[str, Any], prediction: Prediction, process: Process
+    settings: Mapping[str, Any], prediction: Prediction, process: Process, sigma_data: float = 0.5
 ) -> Callable[[Level], jax.Array]:
     """The factor on a prediction's squared error at levels [B], of `config.diffusion.weighting`.
 
@@ -168,7 +171,7 @@ def weighting(
     """
     name, others = choice("diffusion.weighting", settings, WEIGHTINGS)
     others = arguments(
-        "diffusion.weighting", WEIGHTINGS[name], others, ("level", "error", "process")
+        "diffusion.weighting", WEIGHTINGS[name], others, ("level", "error", "process", "sigma_data")
     )
     if name == "likelihood" and (process.ends.alpha[-1] == 0 or process.total == 1):
         raise SettingError(
@@ -178,6 +181,6 @@ def weighting(
 
     def factor(level: Level) -> jax.Array:
         error = prediction.error(level.alpha, level.sigma)
-        return WEIGHTINGS[name](level, error, process, **others)
+        return WEIGHTINGS[name](level, error, process, sigma_data, **others)
 
     return factor

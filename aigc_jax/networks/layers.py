@@ -89,6 +89,23 @@ def conv(
     return layer(x)
 
 
+def label_embedding(
+    label: jax.Array | None,
+    batch: int,
+    classes: int,
+    features: int,
+    init: nn.initializers.Initializer,
+) -> jax.Array:
+    """The row of each label, or of "none", number `classes`, inside a compact module.
+
+    Returns [batch, features]. label: int32 [batch], None for "none" of all (Ho & Salimans 2022,
+    arXiv:2207.12598).
+    """
+    if label is None:
+        label = jnp.full((batch,), classes, jnp.int32)
+    return nn.Embed(classes + 1, features, embedding_init=init, name="label")(label)
+
+
 class GroupNorm(nn.Module):
     """Normalises each group of channels of each example, over all positions, in float32.
 

@@ -5,7 +5,13 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.checks import Count, DType
-from aigc_jax.networks.layers import ZERO, check_label, dense, sinusoidal_embedding
+from aigc_jax.networks.layers import (
+    ZERO,
+    check_label,
+    dense,
+    label_embedding,
+    sinusoidal_embedding,
+)
 
 
 class MLP(nn.Module):
@@ -43,8 +49,8 @@ class MLP(nn.Module):
         if self.second_time:
             embedding += dense(self._waves(t if t2 is None else t2), self.width, name="time2")
         if self.num_classes:
-            label = jnp.full(t.shape, self.num_classes) if label is None else label
-            embedding += nn.Embed(self.num_classes + 1, self.width, name="label")(label)
+            normal = nn.initializers.normal(1.0)
+            embedding += label_embedding(label, len(t), self.num_classes, self.width, normal)
         h = dense(x.astype(self.dtype), self.width, name="input")
         for i in range(self.depth):
             shift = dense(nn.swish(embedding), self.width, name=f"embedding_{i}").astype(h.dtype)

@@ -25,6 +25,7 @@ from aigc_jax.networks.layers import (
     check_extra,
     check_label,
     dense,
+    label_embedding,
     sinusoidal_embedding,
 )
 
@@ -144,10 +145,7 @@ class DiT(nn.Module):
         if self.augment_dim:
             h = h + augment_embedding(augment, len(t), self.augment_dim, width)
         if self.num_classes:
-            if label is None:
-                label = jnp.full(t.shape, self.num_classes, jnp.int32)
-            rows = nn.Embed(self.num_classes + 1, width, embedding_init=EMBEDDING, name="label")
-            h = h + rows(label)
+            h = h + label_embedding(label, len(t), self.num_classes, width, EMBEDDING)
         return h
 
     def _time(self, t: jax.Array, width: int, name: str) -> jax.Array:

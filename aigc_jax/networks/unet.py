@@ -29,6 +29,7 @@ from aigc_jax.networks.layers import (
     conv,
     dense,
     halved_sides,
+    label_embedding,
     sinusoidal_embedding,
 )
 
@@ -149,12 +150,8 @@ class UNet(nn.Module):
         if self.augment_dim:
             h = h + augment_embedding(augment, len(t), self.augment_dim, features)
         if self.num_classes:
-            if label is None:
-                label = jnp.full(t.shape, self.num_classes, jnp.int32)
             normal = nn.initializers.normal(1.0)
-            h = h + nn.Embed(self.num_classes + 1, features, embedding_init=normal, name="label")(
-                label
-            )
+            h = h + label_embedding(label, len(t), self.num_classes, features, normal)
         return h
 
     def _time(self, t: jax.Array, name: str) -> jax.Array:

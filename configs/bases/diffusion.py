@@ -81,7 +81,7 @@ def ddpm() -> ConfigDict:
                 "zero_terminal_snr": False,
             },
             "prediction": "eps",
-            "sigma_data": 0.5,  # of prediction "edm"
+            "sigma_data": 0.5,  # of prediction and weighting "edm"
             "times": {"name": "uniform", "shift": 1.0, "stratified": False},
             "weighting": {"name": "simple"},
             "pairing": "independent",  # of examples and noise
@@ -129,7 +129,7 @@ def edm() -> ConfigDict:
     config.diffusion.times = ConfigDict(
         {"name": "log_normal", "mean": -1.2, "std": 1.2, "stratified": False}
     )
-    config.diffusion.weighting = ConfigDict({"name": "edm", "sigma_data": 0.5})
+    config.diffusion.weighting = ConfigDict({"name": "edm"})
     config.sampling.update(
         {"sampler": "heun", "steps": 18, "spacing": "karras", "rho": 7.0, "clip": False}
     )
@@ -197,7 +197,7 @@ def consistency() -> ConfigDict:
             "prediction": "edm",
             "sigma_data": 0.5,
             "times": {"name": "log_normal", "mean": -1.1, "std": 2.0},
-            "weighting": {"name": "edm", "sigma_data": 0.5},
+            "weighting": {"name": "edm"},
             "consistency": {
                 "name": "easy",
                 "q": 256.0,

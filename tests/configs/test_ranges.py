@@ -59,7 +59,7 @@ NOT_ZERO = {
     *("diffusion.process.timesteps", "diffusion.process.beta_min", "diffusion.process.beta_max"),
     *("diffusion.weighting.gamma", "diffusion.times.shift", "diffusion.sigma_data"),
     *("diffusion.process.sigma_min", "diffusion.process.sigma_max", "diffusion.times.std"),
-    *("diffusion.weighting.sigma_data", "sampling.churn_noise", "sampling.rho", "network.patch"),
+    *("sampling.churn_noise", "sampling.rho", "network.patch"),
     *("sampling.components", "vae.likelihood.sigma", "vae.likelihood.scale"),
     *("vae.likelihood.components", "vae.kl.steps", "vae.importance.samples"),
     *("vae.importance.test_samples", "vae.importance.chunk", "vae.perceptual.weight"),
@@ -67,7 +67,7 @@ NOT_ZERO = {
     *("gan.penalty.weight", "gan.penalty.every", "gan.augment.images"),
     *("diffusion.times.std", "diffusion.end_times.std", "diffusion.end_times.shift"),
     *("diffusion.norm_eps", "diffusion.process.sigma_min", "diffusion.process.sigma_max"),
-    *("diffusion.weighting.sigma_data", "diffusion.consistency.q", "diffusion.consistency.b"),
+    *("diffusion.consistency.q", "diffusion.consistency.b"),
     *("diffusion.consistency.norm", "sampling.mid", "diffusion.teacher_steps"),
     *("diffusion.student_steps", "diffusion.stage_steps"),
 }

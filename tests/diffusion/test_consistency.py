@@ -19,7 +19,7 @@ from diffusion.fitting import (
 from specs import OF_CONFIGS
 
 from aigc_jax import build
-from aigc_jax.diffusion import consistency
+from aigc_jax.diffusion import consistency, precondition
 from aigc_jax.diffusion.consistency import Continuous, Easy
 from aigc_jax.family import Variables, View
 from configs import ect_cifar
@@ -55,7 +55,7 @@ def of_gaussian(params, x, t, label, t2, rngs):
 
 
 def test_the_boundary_is_the_published_one():
-    found = consistency.boundary(0.5, 0.002)
+    found = precondition.edm(0.5, 0.002)
     for t, c_skip, c_out in ((1.0, 0.200641410461, 0.446319168309), (0.002, 1.0, 0.0)):
         np.testing.assert_allclose(found.to_x0(0.0, 1.0, 1.0, t), c_skip, rtol=1e-10)
         np.testing.assert_allclose(found.to_x0(1.0, 0.0, 1.0, t), c_out, rtol=1e-10)

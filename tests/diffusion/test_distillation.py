@@ -142,7 +142,7 @@ def test_a_student_draws_in_as_many_steps_as_are_asked_for():
         ({"sampling.steps": 3}, "sampling.steps=3 must divide diffusion.teacher_steps=4"),
         (
             {"prediction": "eps", "process.zero_terminal_snr": True},
-            "distil a teacher that",
+            "predict v, x0 or velocity",
         ),
         ({"teacher_steps": 32}, "must lie in 1..20"),
     ],

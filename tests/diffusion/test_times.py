@@ -143,8 +143,9 @@ def test_the_same_error_in_x0_costs_the_same_whatever_is_predicted(weighting):
 
 def test_edm_counts_its_own_errors_alike():
     process = gaussian.build({"name": "edm"})
-    factor = times.weighting({"name": "edm"}, named("edm"), process)
-    np.testing.assert_allclose(factor(process.ends), 1.0, rtol=1e-6)
+    for sigma_data in (0.5, 1.3):
+        factor = times.weighting({"name": "edm"}, named("edm", sigma_data), process, sigma_data)
+        np.testing.assert_allclose(factor(process.ends), 1.0, rtol=1e-6)
 
 
 def test_the_weight_of_likelihood_is_half_the_fall_of_the_snr():

@@ -54,8 +54,12 @@ SOLVERS = {
         levels, std, chosen.predictor, chosen.snr
     ),
 }
+ONLY = {"flow_heun": Flow}  # {solver: the one kind of process that it can serve}
 # {solver: the processes that it can serve, names of `PROCESSES`}
-SERVES = {name: tuple(PROCESSES) for name in SOLVERS} | {"flow_heun": ("flow",)}
+SERVES = {
+    name: tuple(p for p, made in PROCESSES.items() if made is ONLY.get(name, made))
+    for name in SOLVERS
+}
 
 
 def build(
@@ -86,10 +90,10 @@ def on(process: Process, levels: Level, *, sampler: str, **settings: Any) -> Sol
       ValueError: a solver that there is not, or that cannot serve the process, or a setting.
     """
     one_of("sampling.sampler", sampler, SOLVERS)
-    if sampler == "flow_heun" and not isinstance(process, Flow):
+    if not isinstance(process, ONLY.get(sampler, Process)):
         raise SettingError(
-            f"sampling.sampler={sampler} is of diffusion.process.name=flow alone: take heun, which "
-            "serves every process"
+            f"sampling.sampler={sampler} is of diffusion.process.name={', '.join(SERVES[sampler])} "
+            "alone: take heun, which serves every process"
         )
     chosen = Settings(**arguments("sampling", Settings, settings))
     made = SOLVERS[sampler](process, levels, start_std(process, levels), chosen)
