@@ -28,6 +28,7 @@ from aigc_jax.diffusion import (
 )
 from aigc_jax.diffusion import process as processes
 from aigc_jax.diffusion import times as timing
+from aigc_jax.diffusion.importance import ImportanceSampled
 from aigc_jax.diffusion.model import Diffusion
 from aigc_jax.diffusion.vdm import VDM
 from aigc_jax.errors import SettingError
@@ -48,6 +49,7 @@ NETWORKS = {
 }
 VARIANCES = ("fixed", "learned")
 ENDS = ("fixed", "learned")
+OBJECTIVES = ("simple", "bound")
 # What else of `config.sampling` is a field of Diffusion, where it is given.
 OF_SAMPLES = (
     *("dynamic_threshold", "guidance_rescale", "guidance_low", "guidance_high", "autoguidance"),
@@ -139,6 +141,8 @@ def diffusion(
     pairing: Annotated[str, OneOf(objectives.PAIRINGS)] = "independent",
     variance: Annotated[str, OneOf(VARIANCES)] = "fixed",
     bound_weight: NonNegative = 0.001,
+    objective: Annotated[str, OneOf(OBJECTIVES)] = "simple",
+    importance: bool = False,
     augment: Probability = 0.0,
     label_dropout: BelowOne = 0.0,
     ends: Annotated[str, OneOf(ENDS)] = "fixed",
@@ -154,6 +158,8 @@ def diffusion(
       pairing: see `objectives.PAIRINGS`.
       variance: "learned" gives the network twice the channels, half of which say where each
         step's variance lies (Nichol & Dhariwal 2021, arXiv:2102.09672).
+      objective: "simple" by `weighting`, of a learned variance L_hybrid; "bound" L_vlb itself.
+      importance: whether times are drawn by their losses: see `ImportanceSampled`.
       ends: "learned" is a `VDM`: trained by its bound, whose ends it learns.
       sampling: `clip`, `guidance` and `OF_SAMPLES` (see `Diffusion`), and what `solvers.build`
         takes; the bound is that of steps with this `variance` too. `weak` names the weaker model of
@@ -165,15 +171,11 @@ def diffusion(
     made = processes.build(process)
     one_of("diffusion.pairing", pairing, objectives.PAIRINGS)
     predicted = precondition.of_process(prediction, sigma_data, made)
-    drawn, weight = (
-        timing.build(times, made),
-        timing.weighting(weighting, predicted, made, sigma_data),
-    )
-    if weighting["name"] == "likelihood" and times["name"] != "uniform":
-        raise SettingError(
-            "diffusion.weighting.name='likelihood' is the bound of times drawn uniformly: set "
-            f"diffusion.times.name='uniform', not {times['name']!r}"
-        )
+    drawn = timing.build(times, made)
+    weight = timing.weighting(weighting, predicted, made, sigma_data)
+    if weighting["name"] == "likelihood":
+        why = "diffusion.weighting.name='likelihood' is the bound of times drawn uniformly, and"
+        _check_only(why, {"times.name": (times["name"], "uniform")})
     sampling = dict(sampling)
     shown = {k: sampling.pop(k) for k in ("clip", "guidance", *OF_SAMPLES) if k in sampling}
     _check_weak(shown.get("autoguidance", 1.0), sampling.pop("weak", ""))
@@ -182,7 +184,8 @@ def diffusion(
     _check_variance(made, learned, step_variance)
     if ends == "learned":
         _check_bound(process, times, weighting, pairing, augment)
-    return (VDM if ends == "learned" else Diffusion)(
+    _check_terms(made, times, weighting, objective, importance)
+    return _kind(ends, importance)(
         network=network,
         shape=tuple(shape),
         process=made,
@@ -194,11 +197,17 @@ def diffusion(
         term=likelihood.terms(made, step_variance, of_bytes) if made.total else None,
         learned_variance=learned,
         bound_weight=bound_weight,
+        of_bound=objective == "bound",
         augment=augment,
         label_dropout=label_dropout,
         of_bytes=of_bytes,
         **shown,
     )
+
+
+def _kind(ends: str, importance: bool) -> type[Diffusion]:
+    """The class of a model."""
+    return VDM if ends == "learned" else ImportanceSampled if importance else Diffusion
 
 
 def _check_weak(autoguidance: float, weak: str) -> None:
@@ -242,9 +251,38 @@ def _check_bound(
         "pairing": (pairing, "independent"),
         "augment": (augment, 0.0),
     }
+    _check_only("diffusion.ends='learned' trains by the bound itself, which", needed)
+
+
+def _check_terms(
+    made: processes.Process, times: Mapping, weighting: Mapping, objective: str, importance: bool
+) -> None:
+    """Raises SettingError for what has no part in terms of the bound, or times drawn by losses."""
+    of_bound = objective == "bound"
+    if (of_bound or importance) and not made.total:
+        asked = "objective='bound'" if of_bound else "importance=True"
+        raise SettingError(
+            f"diffusion.{asked} needs diffusion.process.name='discrete', whose times are counted"
+        )
+    if of_bound:
+        needed = {"weighting.name": (weighting["name"], "simple")}
+        _check_only("diffusion.objective='bound' has weights of its own, and", needed)
+    if importance:
+        needed = {
+            "times.name": (times["name"], "uniform"),
+            "times.shift": (times.get("shift", 1.0), 1.0),
+            "times.stratified": (times.get("stratified", False), False),
+        }
+        _check_only("diffusion.importance=True draws times by their losses, and", needed)
+
+
+def _check_only(why: str, needed: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raises SettingError where a setting of `diffusion` is not the one that another needs.
+
+    Args:
+      why: the sentence's beginning.
+      needed: {setting: (what it is, what it must be)}.
+    """
     for key, (given, only) in needed.items():
         if given != only:
-            raise SettingError(
-                f"diffusion.ends='learned' trains by the bound itself, which needs "
-                f"diffusion.{key}={only!r}, not {given!r}"
-            )
+            raise SettingError(f"{why} needs diffusion.{key}={only!r}, not {given!r}")

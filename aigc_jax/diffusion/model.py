@@ -1,6 +1,6 @@
 """Denoising diffusion: one player, one phase (Ho et al. 2020, algorithms 1 and 2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -58,6 +58,8 @@ class Diffusion:
       learned_variance: whether the second half of the network's channels says where the variance
         of a step lies (Nichol & Dhariwal 2021).
       bound_weight: of the bound, beside the simple loss, by which that half is trained.
+      of_bound: whether the bound itself is minimised, the L_vlb of a discrete process, and `weight`
+        has no part.
       augment: probability of each of EDM's moves of a training image, of which the network is told
         (Karras et al. 2022, arXiv:2206.00364, appendix F.2); 0 for none.
       of_bytes: whether examples are bytes in [-1, 1], and likelihoods those of bytes; else examples
@@ -86,6 +88,7 @@ class Diffusion:
     term: Term | None = None
     learned_variance: bool = False
     bound_weight: float = 0.001
+    of_bound: bool = False
     augment: float = 0.0
     of_bytes: bool = True
     label_dropout: float = 0.0
@@ -191,16 +194,28 @@ class Diffusion:
     def errors(
         self, x0: jax.Array, eps: jax.Array, output: jax.Array, x_t: jax.Array, level: Level
     ) -> jax.Array:
-        """The objective of each example, [B]: with a learned variance, of Nichol & Dhariwal 2021,
-        eq. 16, the simple loss and a share of the bound, which moves the variance alone."""
+        """The objective of each example, [B]: the weighted error of the prediction, or the bound.
+
+        With a learned variance the former is Nichol & Dhariwal 2021's L_hybrid, eq. 16, the simple
+        loss and a share of the bound, which moves the variance alone. The bound is T L_t in
+        bits/dim, whose mean over the times is L_vlb.
+        """
+        if self.of_bound:
+            return self.process.total * self.bound_term(x0, output, x_t, level)
         weight = self.weight(level)
         if not self.learned_variance:
             return objectives.denoising(self.prediction, output, x0, eps, level, weight)
         mean, share = jnp.split(output, 2, axis=-1)
         simple = objectives.denoising(self.prediction, mean, x0, eps, level, weight)
         fixed = jnp.concatenate([jax.lax.stop_gradient(mean), share], axis=-1)
-        bound = self.term(x0, self.estimate(fixed, x_t, level), level.t.astype(jnp.int32))
+        bound = self.bound_term(x0, fixed, x_t, level)
         return simple + self.bound_weight * self.process.total * bound
+
+    def bound_term(
+        self, x0: jax.Array, output: jax.Array, x_t: jax.Array, level: Level
+    ) -> jax.Array:
+        """L_t of each example at its time, bits/dim [B]."""
+        return self.term(x0, self.estimate(output, x_t, level), level.t.astype(jnp.int32))
 
     def objective(
         self,
@@ -225,15 +240,27 @@ class Diffusion:
 
     def loss(self, view: View, batch: Batch, key: jax.Array) -> LossValue:
         """Ho et al. 2020, algorithm 1: the mean objective at the times that `times` draws."""
-        time_key, noise_key, drop_key, label_key, move_key = jax.random.split(key, 5)
+        time_key, *keys = jax.random.split(key, 5)
+        t = self.times.train(time_key, len(batch["x"]))
+        return jnp.mean(self.losses(view, batch, t, keys)), ({}, view.extra)
+
+    def losses(
+        self, view: View, batch: Batch, t: jax.Array, keys: Sequence[jax.Array]
+    ) -> jax.Array:
+        """The objective of each example of a training batch at its time, [B].
+
+        Args:
+          t: [B].
+          keys: of the noise, the dropout, the labels that are dropped, and the augmentation.
+        """
+        noise_key, drop_key, label_key, move_key = keys
         x0, told = batch["x"], {}
         if self.augment:
             x0, told["augment"] = augment_with_label(move_key, x0, self.augment)
-        level = self.process.level(self.times.train(time_key, len(x0)))
         label = self.drop_labels(self.label_of(batch), label_key)
         kwargs = {"train": True, "rngs": {"dropout": drop_key}, **told}
-        each = self.objective(view.params, x0, level, label, noise_key, step=view.step, **kwargs)
-        return jnp.mean(each), ({}, view.extra)
+        level = self.process.level(t)
+        return self.objective(view.params, x0, level, label, noise_key, step=view.step, **kwargs)
 
     def evaluate(self, variables: Variables, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
         """{"loss": [B]}: the objective, its times stratified over the batch."""

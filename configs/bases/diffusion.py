@@ -87,6 +87,8 @@ def ddpm() -> ConfigDict:
             "pairing": "independent",  # of examples and noise
             "variance": "fixed",
             "bound_weight": 0.001,  # of variance "learned"
+            "objective": "simple",  # "bound" minimises the variational bound itself
+            "importance": False,  # whether times are drawn by the second moment of their losses
             "augment": 0.0,  # EDM's, of which the network is told
             "ends": "fixed",  # of the process; "learned" by the bound: "log_snr" alone
             "conditional": False,

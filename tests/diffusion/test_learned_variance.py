@@ -54,6 +54,16 @@ def test_the_objective_is_the_simple_loss_and_a_thousandth_of_the_whole_bound():
     np.testing.assert_allclose(errors(given, output), simple + 0.001 * T * term, rtol=1e-4)
 
 
+def test_the_bound_alone_moves_the_mean_too():
+    given, (x0, eps, output) = made(objective="bound"), drawn()
+    level = given.process.level(jnp.arange(T, dtype=jnp.float32))
+    estimate = given.estimate(output, gaussian.diffuse(x0, eps, level), level)
+    term = likelihood.terms(given.process, "learned")(x0, estimate, jnp.arange(T))
+    np.testing.assert_allclose(errors(given, output), T * term, rtol=1e-5)
+    slope = jax.grad(lambda o: errors(given, o).sum())(output)
+    assert np.all(slope != 0)
+
+
 @pytest.mark.parametrize("error", [0.0, 0.03, 0.06])
 def test_the_share_that_fits_the_error_has_the_fewest_bits(error):
     process = gaussian.variance_preserving(gaussian.betas("linear", T))
