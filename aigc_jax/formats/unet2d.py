@@ -31,8 +31,6 @@ FIXED = {
     "downsample_type": ("conv", "conv"),
     "upsample_type": ("conv", "conv"),
     "act_fn": ("silu", "silu"),
-    "attn_norm_num_groups": (None, None),
-    "resnet_time_scale_shift": ("default", "default"),
     "add_attention": (True, True),
     "class_embed_type": (None, None),
     "num_train_timesteps": (None, None),
@@ -52,6 +50,8 @@ FREE = ALIKE | {
     "attention_head_dim": 8,
     "norm_num_groups": 32,
     "num_class_embeds": None,
+    "resnet_time_scale_shift": "default",
+    "attn_norm_num_groups": None,
 }
 
 MODULES = {
@@ -107,6 +107,8 @@ def network_of(unet: Mapping[str, Any]) -> tuple[dict[str, Any], int, int]:
         "groups": unet["norm_num_groups"],
         "num_classes": (unet["num_class_embeds"] or 1) - 1,
     }
+    if unet["resnet_time_scale_shift"] == "scale_shift":
+        network["scale_shift"] = True
     network |= {key: unet[key] for key in ALIKE if unet[key] != getattr(UNet, key)}
     return network, size, unet["in_channels"]
 
@@ -128,8 +130,16 @@ def _check_known(unet: Mapping[str, Any]) -> None:
     ]
     if unet.get("downsample_padding", 1) not in (0, 1):
         wrong.append(f"downsample_padding={unet['downsample_padding']!r} (only 0 or 1)")
-    if unet.get("norm_num_groups", 32) is None:
+    groups = unet.get("norm_num_groups", FREE["norm_num_groups"])
+    if groups is None:
         wrong.append("norm_num_groups=None (only a number)")
+    # Of "scale_shift" the attention in the middle has a norm only where this key gives it one.
+    of_attention = {"default": None, "scale_shift": groups}
+    shift = unet.get("resnet_time_scale_shift", "default")
+    if shift not in of_attention:
+        wrong.append(f"resnet_time_scale_shift={shift!r} (only {' or '.join(of_attention)})")
+    elif (norm := unet.get("attn_norm_num_groups")) != of_attention[shift]:
+        wrong.append(f"attn_norm_num_groups={norm!r} (only {of_attention[shift]!r})")
     if wrong:
         raise SettingError(f"{CONFIG} asks for what UNet does not have: {', '.join(wrong)}")
 
@@ -176,6 +186,7 @@ def config_of(network: Mapping[str, Any], *, image_size: int, in_channels: int) 
                 "the same number of channels, so it needs heads=1 or attention at one width"
             )
         head_dim = attended[0] // net.heads
+    groups = min(net.groups, net.width)
     return {
         "_class_name": "UNet2DModel",
         "_diffusers_version": RELEASE,
@@ -190,8 +201,10 @@ def config_of(network: Mapping[str, Any], *, image_size: int, in_channels: int) 
         "layers_per_block": net.blocks,
         "dropout": net.dropout,
         "attention_head_dim": head_dim,
-        "norm_num_groups": min(net.groups, net.width),
+        "norm_num_groups": groups,
         "num_class_embeds": net.num_classes + 1 if net.num_classes else None,
+        "resnet_time_scale_shift": "scale_shift" if net.scale_shift else "default",
+        "attn_norm_num_groups": groups if net.scale_shift else None,
     }
 
 

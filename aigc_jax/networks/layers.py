@@ -137,12 +137,18 @@ class ResBlock(nn.Module):
 
     x: [B, H, W, C] to [B, H, W, features]. embedding: [B, E] float32, or None for a network that
     is conditioned on nothing. Dropout draws from rng "dropout" when train is True.
+
+    Attributes:
+        scale_shift: the embedding both scales and shifts each channel, after the second norm, which
+            would take out again most of what is before it (Nichol & Dhariwal 2021,
+            arXiv:2102.09672, appendix A: h' = (1 + scale) norm(h) + shift).
     """
 
     features: int
     dropout: float = 0.0
     groups: int = 32
     eps: float = EPSILON
+    scale_shift: bool = False
 
     @nn.compact
     def __call__(
@@ -150,10 +156,19 @@ class ResBlock(nn.Module):
     ) -> jax.Array:
         h = nn.swish(GroupNorm(self.groups, self.eps, name="norm1")(x))
         h = conv(h, self.features, name="conv1")
-        if embedding is not None:
-            shift = dense(nn.swish(embedding), self.features, name="embedding")
-            h = h + shift.astype(h.dtype)[:, None, None, :]
-        h = nn.swish(GroupNorm(self.groups, self.eps, name="norm2")(h))
+        norm = GroupNorm(self.groups, self.eps, name="norm2")
+        if embedding is None:
+            h = norm(h)
+        else:
+            told = self.features * (2 if self.scale_shift else 1)
+            told = dense(nn.swish(embedding), told, name="embedding")
+            told = told.astype(h.dtype)[:, None, None, :]
+            if self.scale_shift:
+                scale, shift = jnp.split(told, 2, axis=-1)
+                h = norm(h) * (1 + scale) + shift
+            else:
+                h = norm(h + told)
+        h = nn.swish(h)
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = conv(h, self.features, name="conv2", init=ZERO)
         if x.shape[-1] != self.features:

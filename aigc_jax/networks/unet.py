@@ -2,8 +2,9 @@
 
 Ho, Jain & Abbeel, "Denoising Diffusion Probabilistic Models", 2020 (arXiv:2006.11239), appendix B.
 Labels are added to the time embedding as in Nichol & Dhariwal, "Improved Denoising Diffusion
-Probabilistic Models", 2021 (arXiv:2102.09672); the row for "no label" is that of Ho & Salimans,
-"Classifier-Free Diffusion Guidance", 2022 (arXiv:2207.12598).
+Probabilistic Models", 2021 (arXiv:2102.09672), whose network this is with `scale_shift`; the row
+for "no label" is that of Ho & Salimans, "Classifier-Free Diffusion Guidance", 2022
+(arXiv:2207.12598).
 """
 
 from functools import partial
@@ -50,6 +51,7 @@ class UNet(nn.Module):
         dropout: rate before the second convolution of a block.
         groups: of every GroupNorm; as many as the width where the width is smaller.
         num_classes: 0 for a network without labels.
+        scale_shift: whether embeddings scale and shift maps after the norm, see `ResBlock`.
         norm_eps: of every GroupNorm, added to the variance.
         downsample_padding: 0 pads a map at its end before it is halved, 1 at its beginning too.
         freq_shift, flip_sin_to_cos: of the embedding of time, see `sinusoidal_embedding`.
@@ -69,6 +71,7 @@ class UNet(nn.Module):
     groups: Count = 32
     num_classes: int = 0
     head_dim: Whole = 0
+    scale_shift: bool = False
     norm_eps: Positive = EPSILON
     downsample_padding: Annotated[int, Range(0, 1)] = 0
     freq_shift: Annotated[int, Range(0, 1)] = 1
@@ -100,7 +103,7 @@ class UNet(nn.Module):
         self._check(x, groups, label)
         check_extra(augment, self.augment_dim, t2, self.second_time)
         norm = {"groups": groups, "eps": self.norm_eps}
-        block = partial(ResBlock, dropout=self.dropout, **norm)
+        block = partial(ResBlock, dropout=self.dropout, scale_shift=self.scale_shift, **norm)
         attention = partial(SelfAttention, heads=self.heads, head_dim=self.head_dim, **norm)
         widths = [self.width * m for m in self.multipliers]
 

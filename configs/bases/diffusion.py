@@ -66,6 +66,7 @@ def ddpm() -> ConfigDict:
             "attention": (16,),
             "heads": 1,
             "groups": 32,
+            "scale_shift": False,  # by the embedding, after the norm
             "dropout": 0.1,
             "dtype": "float32",
         }

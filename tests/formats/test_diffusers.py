@@ -132,7 +132,7 @@ EXAMPLE = {
     "norm_num_groups": 4,
 }
 OF_THE_EXAMPLE = {"norm_eps": 1e-5, "downsample_padding": 1, "flip_sin_to_cos": True}
-OF_THE_EXAMPLE |= {"freq_shift": 0, "heads": 1, "head_dim": 8}
+OF_THE_EXAMPLE |= {"freq_shift": 0, "heads": 1, "head_dim": 8, "scale_shift": None}
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,11 @@ OF_THE_EXAMPLE |= {"freq_shift": 0, "heads": 1, "head_dim": 8}
             {"freq_shift": 1, "downsample_padding": 0},
             dict.fromkeys(("freq_shift", "downsample_padding")),
         ),
-        ({"block_out_channels": (16, 16, 16)}, {"heads": 2, "head_dim": None}),
+        (
+            {"block_out_channels": (16, 16, 16), "resnet_time_scale_shift": "scale_shift"}
+            | {"attn_norm_num_groups": 4},
+            {"heads": 2, "head_dim": None, "scale_shift": True},
+        ),
     ],
 )
 def test_the_network_of_diffusers_own_example_is_ours(
@@ -280,7 +284,8 @@ def test_a_half_precision_file_is_read_as_float32(tmp_path):
         ({"add_attention": False}, "add_attention=False"),
         ({"downsample_padding": 2, "act_fn": "gelu"}, r"act_fn='gelu' .*downsample_padding=2"),
         ({"class_embed_type": "timestep"}, "class_embed_type='timestep'"),
-        ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift='scale_shift'"),
+        ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift='spatial'"),
+        ({"resnet_time_scale_shift": "scale_shift"}, r"attn_norm_num_groups=None \(only 8\)"),
         ({"norm_num_groups": None}, "norm_num_groups=None"),
         ({"invented": 3}, "invented=3"),
         ({"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),

@@ -45,6 +45,14 @@ def test_the_cifar10_network_has_the_papers_35_7_million_parameters():
     ]
 
 
+def test_the_cifar10_network_of_improved_ddpm_has_its_52_55_million_parameters():
+    """As openai/improved-diffusion's own; counted by hand from the architecture, layer by layer."""
+    settings = {"blocks": 3, "attention": (16, 8), "heads": 4}
+    net = UNet(out_channels=6, scale_shift=True, **settings)
+    assert size_of(shapes(net, 32, 3)) == 52_546_438
+    assert size_of(shapes(UNet(out_channels=6, **settings), 32, 3)) == 49_066_246
+
+
 def test_attention_is_at_the_resolution_asked_for():
     net = UNet(**DIGITS)
     params = shapes(net, 8, 1)
