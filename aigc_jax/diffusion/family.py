@@ -49,6 +49,7 @@ NETWORKS = {
 }
 VARIANCES = ("fixed", "learned")
 ENDS = ("fixed", "learned")
+SCHEDULES = ("linear", "monotone")
 OBJECTIVES = ("simple", "bound")
 # What else of `config.sampling` is a field of Diffusion, where it is given.
 OF_SAMPLES = (
@@ -146,6 +147,7 @@ def diffusion(
     augment: Probability = 0.0,
     label_dropout: BelowOne = 0.0,
     ends: Annotated[str, OneOf(ENDS)] = "fixed",
+    schedule: Annotated[str, OneOf(SCHEDULES)] = "linear",
     of_bytes: bool = True,
 ) -> Diffusion:
     """A model of Gaussian diffusion, from the settings of its parts.
@@ -160,7 +162,8 @@ def diffusion(
         step's variance lies (Nichol & Dhariwal 2021, arXiv:2102.09672).
       objective: "simple" by `weighting`, of a learned variance L_hybrid; "bound" L_vlb itself.
       importance: whether times are drawn by their losses: see `ImportanceSampled`.
-      ends: "learned" is a `VDM`: trained by its bound, whose ends it learns.
+      ends: "learned" is a `VDM`: trained by its bound, whose ends it learns; with `schedule`
+        "monotone" also how gamma goes between them.
       sampling: `clip`, `guidance` and `OF_SAMPLES` (see `Diffusion`), and what `solvers.build`
         takes; the bound is that of steps with this `variance` too. `weak` names the weaker model of
         autoguidance, which whoever draws reads.
@@ -185,7 +188,7 @@ def diffusion(
     if ends == "learned":
         _check_bound(process, times, weighting, pairing, augment)
     _check_terms(made, times, weighting, objective, importance)
-    return _kind(ends, importance)(
+    return _kind(ends, schedule, importance)(
         network=network,
         shape=tuple(shape),
         process=made,
@@ -205,9 +208,18 @@ def diffusion(
     )
 
 
-def _kind(ends: str, importance: bool) -> type[Diffusion]:
-    """The class of a model."""
-    return VDM if ends == "learned" else ImportanceSampled if importance else Diffusion
+def _kind(ends: str, schedule: str, importance: bool) -> Callable[..., Diffusion]:
+    """The class of a model, with what it alone has.
+
+    Raises:
+      ValueError: a schedule that only learned ends have.
+    """
+    if ends == "learned":
+        return partial(VDM, monotone=schedule == "monotone")
+    why = f"diffusion.schedule={schedule!r} is learned between ends that are learned, and"
+    if schedule != "linear":
+        _check_only(why, {"ends": (ends, "learned")})
+    return ImportanceSampled if importance else Diffusion
 
 
 def _check_weak(autoguidance: float, weak: str) -> None:

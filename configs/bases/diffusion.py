@@ -92,6 +92,7 @@ def ddpm() -> ConfigDict:
             "importance": False,  # whether times are drawn by the second moment of their losses
             "augment": 0.0,  # EDM's, of which the network is told
             "ends": "fixed",  # of the process; "learned" by the bound: "log_snr" alone
+            "schedule": "linear",  # between learned ends; "monotone" is learned too
             "conditional": False,
             "label_dropout": 0.1,  # of conditional models
         }

@@ -9,6 +9,7 @@ from normal import STD, denoiser
 
 from aigc_jax.diffusion import family as families
 from aigc_jax.diffusion import process as gaussian
+from aigc_jax.diffusion import vdm
 from aigc_jax.family import Variables, View
 from aigc_jax.networks.fourier import FourierUNet, fourier_features
 from aigc_jax.networks.mlp import MLP
@@ -31,8 +32,17 @@ def made(network=None, shape=(4,), **changes):
     return families.diffusion(network or Formula(EXACT), shape, **{**SETTINGS, **changes})
 
 
-def params_of(*ends):
-    return {"net": {"ends": jnp.asarray(ends, jnp.float32)}}
+def params_of(*ends, **schedule):
+    return {"net": {"ends": jnp.asarray(ends, jnp.float32), **schedule}}
+
+
+def bent(seed=0):
+    """A schedule far from a line, its weights of any sign."""
+    rng = np.random.default_rng(seed)
+    random = {k: rng.normal(size=a.shape).astype(np.float32) for k, a in vdm.schedule().items()}
+    # Units that turn about within 0..1 and outweigh the straight part.
+    random["kernel_2"] = 20 * random["kernel_2"]
+    return random
 
 
 def view(params):
@@ -52,16 +62,18 @@ def closed_form(low, high):
     return prior, reconstruction, 0.5 * jnp.log(ratio)
 
 
-@pytest.mark.parametrize("ends", [(0.0, 0.0), (-1.0, 2.0)])
-def test_the_loss_and_its_slope_in_the_ends_are_those_of_the_bound(ends):
-    model, batch = made(), data(50_000)
+@pytest.mark.parametrize(("ends", "schedule"), [((0.0, 0.0), "linear"), ((-1.0, 2.0), "monotone")])
+def test_the_loss_and_its_slope_in_the_ends_are_those_of_the_bound(ends, schedule):
+    """Of a schedule that is bent between them too: the bound does not depend on it."""
+    model, batch = made(schedule=schedule), data(50_000)
+    own = {"schedule": bent()} if schedule == "monotone" else {}
 
     @jax.jit
     def found(params):
         value, (metrics, _) = model.loss(view(params), batch, jax.random.key(0))
         return value, metrics
 
-    (value, metrics), slope = jax.value_and_grad(found, has_aux=True)(params_of(*ends))
+    (value, metrics), slope = jax.value_and_grad(found, has_aux=True)(params_of(*ends, **own))
     low = jnp.float32(ENDS["gamma_min"] + ends[0])
     high = low + 5.0 + ends[1]
     assert (metrics["gamma_low"], metrics["gamma_high"]) == (low, high)
@@ -77,6 +89,52 @@ def test_the_loss_and_its_slope_in_the_ends_are_those_of_the_bound(ends):
     # The slope of a term is up to 0.5: here they nearly cancel.
     expected = jax.grad(total)(jnp.asarray(ends))
     np.testing.assert_allclose(slope["net"]["ends"] * np.log(2), expected, atol=0.01)
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_a_schedule_rises_from_0_to_1_whatever_its_weights_are(seed):
+    weights = vdm.schedule() if seed is None else bent(seed)
+    t = np.linspace(0, 1, 201, dtype=np.float32)
+    share, slope = jax.jit(vdm.share)(weights, t)
+    np.testing.assert_allclose(share[jnp.array([0, -1])], [0, 1], atol=1e-4)
+    assert np.all(np.diff(share) > 0)
+    trapezes = np.cumsum((slope[1:] + slope[:-1]) / 2 * np.diff(t))
+    np.testing.assert_allclose(share[1:], trapezes, atol=0.002)
+    line = np.abs(share - t).max()
+    assert line < 0.03 if seed is None else line > 0.05
+
+
+def test_a_schedule_learns_the_squared_term_and_so_varies_less():
+    """The gradient against finite differences; twenty steps along it, and the bound stays."""
+    model, batch = made(schedule="monotone"), data(4096)
+    params = params_of(0.0, 0.0, schedule=vdm.schedule())
+
+    @jax.jit
+    def terms(weights, key):
+        t_key, key = jax.random.split(key)
+        t = model.times.train(t_key, 4096)
+        own = params_of(0.0, 0.0, schedule=weights)
+        return model.bits(own, batch["x"], None, t, key)["bits_diffusion"]
+
+    def square(weights, key):
+        return jnp.mean(terms(weights, key) ** 2)
+
+    slope_of = jax.jit(lambda p, key: jax.grad(lambda q: terms(q, key).mean())(p))
+    weights, key = params["net"]["schedule"], jax.random.key(3)
+    slope = slope_of(weights, key)
+    along = {"kernel_2": jnp.linspace(-1, 2, vdm.WIDTH), "bias_2": jnp.linspace(1, -1, vdm.WIDTH)}
+    moved = [{**weights, **{k: weights[k] + e * a for k, a in along.items()}} for e in (-0.1, 0.1)]
+    expected = (square(moved[1], key) - square(moved[0], key)) / 0.2
+    found = sum(jnp.vdot(slope[k], a) for k, a in along.items())
+    np.testing.assert_allclose(found, expected, rtol=0.02)
+
+    first = terms(weights, jax.random.key(0))
+    for i in range(20):
+        slope = slope_of(weights, jax.random.key(i))
+        weights = jax.tree.map(lambda w, s: w - 0.02 * jnp.sign(s), weights, slope)
+    last = terms(weights, jax.random.key(0))
+    np.testing.assert_allclose(last.mean(), first.mean(), atol=0.02)
+    assert last.var() < 0.9 * first.var()
 
 
 def test_a_level_means_the_same_to_the_network_wherever_the_ends_are():
@@ -109,13 +167,14 @@ def test_the_evaluator_of_the_bound_takes_the_learned_ends_and_samples_the_proce
 
 
 def test_the_ends_lie_beside_the_network_and_learn_with_it():
-    model = made(MLP(2, width=16, depth=1), (2,))
+    model = made(MLP(2, width=16, depth=1), (2,), schedule="monotone")
     params, extra = model.init(jax.random.key(0))
     assert extra == {}
     np.testing.assert_array_equal(params["net"]["ends"], [0.0, 0.0])
     loss = jax.jit(jax.grad(lambda p: model.loss(view(p), data(64, 2), jax.random.key(0))[0]))
     slope = loss(params)["net"]
     assert np.all(slope["ends"] != 0)
+    assert all(np.any(s != 0) for s in slope["schedule"].values())
     assert np.any(slope["output"]["kernel"] != 0)
 
 
@@ -125,6 +184,7 @@ def test_the_ends_lie_beside_the_network_and_learn_with_it():
         ({"process": {"name": "vp"}}, "needs diffusion.process.name='log_snr', not 'vp'"),
         ({"weighting": {"name": "simple"}}, "needs diffusion.weighting.name='likelihood', not"),
         ({"times": {"name": "uniform", "shift": 3.0}}, "needs diffusion.times.shift=1.0, not 3.0"),
+        ({"ends": "fixed", "schedule": "monotone"}, "needs diffusion.ends='learned', not 'fixed'"),
         ({"pairing": "optimal_transport"}, "needs diffusion.pairing='independent', not"),
     ],
 )
