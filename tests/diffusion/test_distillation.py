@@ -1,11 +1,13 @@
 """Progressive distillation: a student's step ends where its teacher's two do, stage by stage."""
 
+import dataclasses
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toys
 from diffusion.fitting import MEAN, SHAPE, STD, Network, check_one_step_map, column, drawn, fitted
 from specs import OF_CONFIGS
 
@@ -124,6 +126,21 @@ def test_a_loss_hands_the_teacher_on_and_moves_the_student_alone():
     grads, (_, extra) = jax.grad(loss, has_aux=True)(params)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
     jax.tree.map(np.testing.assert_array_equal, extra["teacher"], view.ema["net"])
+
+
+def test_a_run_that_stopped_within_a_stage_is_the_run_that_did_not(tmp_path):
+    """Stages of three steps, a stop after the fifth: the second's teacher comes from the state."""
+
+    def affine(params, x, t, label, t2, rngs):
+        return params["slope"] * x + params["offset"]
+
+    first = {"slope": jnp.float32(0.5), "offset": jnp.float32(0.1)}
+    made = model(8, 1, stage_steps=3, network=Network(affine, first))
+    made = dataclasses.replace(made, shape=(toys.SIDE, toys.SIDE, 1))
+    whole, resumed = toys.resumed(tmp_path, made.family(), stop=5, steps=8)
+    assert toys.same(whole, resumed)
+    assert int(whole.extra["stage"]) == 2
+    assert not toys.same(whole.extra["teacher"], whole.ema["net"])
 
 
 def test_a_student_draws_in_as_many_steps_as_are_asked_for():
