@@ -40,8 +40,9 @@ def bent(seed=0):
     """A schedule far from a line, its weights of any sign."""
     rng = np.random.default_rng(seed)
     random = {k: rng.normal(size=a.shape).astype(np.float32) for k, a in vdm.schedule().items()}
-    # Units that turn about within 0..1 and outweigh the straight part.
-    random["kernel_2"] = 20 * random["kernel_2"]
+    # Units that turn anywhere within 0..1, and outweigh the straight part.
+    random |= {"kernel_1": np.float32(-3.0), "bias_1": np.float32(-1.5)}
+    random |= {name: 20 * random[name] for name in ("kernel_2", "bias_2")}
     return random
 
 
