@@ -13,6 +13,8 @@ from aigc_jax.networks.layers import (
     sinusoidal_embedding,
 )
 
+FAN_IN = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+
 
 class MLP(nn.Module):
     """Residual layers on points [B, D], each shifted by an embedding of the time and the label.
@@ -51,7 +53,10 @@ class MLP(nn.Module):
         if self.num_classes:
             normal = nn.initializers.normal(1.0)
             embedding += label_embedding(label, len(t), self.num_classes, self.width, normal)
-        h = dense(x.astype(self.dtype), self.width, name="input")
+        # By its inputs alone: of few, the mean of inputs and width makes activations so small that
+        # the network starts as a linear one, and stays so where nothing linear is left to learn,
+        # as of EDM's target of data of deviation sigma_data.
+        h = dense(x.astype(self.dtype), self.width, name="input", init=FAN_IN)
         for i in range(self.depth):
             shift = dense(nn.swish(embedding), self.width, name=f"embedding_{i}").astype(h.dtype)
             inner = dense(nn.swish(h) + shift, self.width, name=f"layer_{i}_0")
