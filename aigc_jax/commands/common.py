@@ -10,6 +10,7 @@ import numpy as np
 
 from aigc_jax import build, checks
 from aigc_jax.data import datasets
+from aigc_jax.diffusion.solvers import check_read
 from aigc_jax.errors import SettingError
 from aigc_jax.evaluation.results import NEUTRAL
 from aigc_jax.family import DataSpec, Family, Variables
@@ -64,6 +65,24 @@ def rebuilder(config: Mapping[str, Any], spec: DataSpec) -> Callable[[Mapping[st
         return build.build({**config, "sampling": {**config["sampling"], **overrides}}, spec)
 
     return rebuild
+
+
+def check_given(config: Mapping[str, Any], given: Iterable[str], sampler: str | None) -> None:
+    """Raises SettingError where a setting given on the command line would be ignored by samplers.
+
+    Args:
+      given: keys of the config.
+      sampler: given in place of the config's, or None.
+    """
+    if "sampler" not in config["sampling"]:  # a family that samples in one way
+        return
+    of_evaluations = [
+        own["sampling"]["sampler"]
+        for own in config["evaluations"].values()
+        if "sampler" in (own or {}).get("sampling", {})
+    ]
+    names = [key.removeprefix("sampling.") for key in given if key.startswith("sampling.")]
+    check_read([sampler or config["sampling"]["sampler"], *of_evaluations], names)
 
 
 def with_sampling(
