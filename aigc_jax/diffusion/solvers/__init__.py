@@ -20,7 +20,7 @@ from aigc_jax.diffusion.solvers import (
 )
 from aigc_jax.diffusion.solvers.base import Solver, start_std
 from aigc_jax.diffusion.solvers.settings import Settings
-from aigc_jax.diffusion.solvers.spacing import SPACINGS, grid
+from aigc_jax.diffusion.solvers.spacing import SPACINGS, grid, warn_of_start
 from aigc_jax.errors import SettingError
 
 
@@ -55,6 +55,8 @@ SOLVERS = {
         levels, std, chosen.predictor, chosen.snr
     ),
 }
+# Solvers whose steps from nearly noise alone are the worse the larger they are.
+BEGIN_LATE = ("heun",)
 ONLY = {"flow_heun": Flow}  # {solver: the one kind of process that it can serve}
 # {solver: the processes that it can serve, names of `PROCESSES`}
 SERVES = {
@@ -105,7 +107,10 @@ def build(
     """
     one_of("sampling.sampler", sampler, SOLVERS)
     chosen = Settings(**arguments("sampling", Settings, settings))
-    return on(process, grid(process, spacing, steps, chosen), sampler=sampler, **settings)
+    levels = grid(process, spacing, steps, chosen)
+    if sampler not in BEGIN_LATE and not chosen.sigmas:
+        warn_of_start(process, spacing, levels)
+    return on(process, levels, sampler=sampler, **settings)
 
 
 def on(process: Process, levels: Level, *, sampler: str, **settings: Any) -> Solver:

@@ -151,10 +151,7 @@ def _of_times(process: Process, spacing: str, steps: int, chosen: Settings) -> L
             f"sampling.sigma_min and sigma_max say where spacings {', '.join(OF_RATIOS)} and "
             f"flow_shift end, not {spacing}: take one of these, or set both to 0"
         )
-    levels = process.level(timesteps(spacing, steps, process.total))
-    if _begins_late(process, levels.alpha[0]):
-        _warn(process, spacing, steps, levels)
-    return levels
+    return process.level(timesteps(spacing, steps, process.total))
 
 
 def _begins_late(process: Process, alpha: float) -> bool:
@@ -162,13 +159,16 @@ def _begins_late(process: Process, alpha: float) -> bool:
     return alpha > HELD and alpha > 2 * process.ends.alpha[1]
 
 
-def _warn(process: Process, spacing: str, steps: int, levels: Level) -> None:
+def warn_of_start(process: Process, spacing: str, levels: Level) -> None:
+    """Warns of a grid [S + 1] of `OF_TIMES` that begins well below the noise of samples."""
+    spacing, steps = spacing or natural(process), len(levels.t) - 1
+    if spacing not in OF_TIMES or not _begins_late(process, levels.alpha[0]):
+        return
     total = process.total
     first = {n: OF_TIMES[spacing](n, total).max() for n in range(2, total + 1)}
     in_time = [n for n, t in first.items() if not _begins_late(process, process.level(t).alpha)]
-    near = [n for n in in_time if n < steps][-1:] + [n for n in in_time if steps < n <= 2 * steps][
-        :1
-    ]
+    near = [n for n in in_time if n < steps][-1:]
+    near += [n for n in in_time if steps < n <= 2 * steps][:1]
     others = f", or sampling.steps={' or '.join(map(str, near))}" if near else ""
     warnings.warn(
         f"sampling.spacing={spacing} in {steps} steps begins at time {levels.t[0]:.0f} of "
