@@ -76,11 +76,8 @@ def check_given(config: Mapping[str, Any], given: Iterable[str], sampler: str | 
     """
     if "sampler" not in config["sampling"]:  # a family that samples in one way
         return
-    of_evaluations = [
-        own["sampling"]["sampler"]
-        for own in config["evaluations"].values()
-        if "sampler" in (own or {}).get("sampling", {})
-    ]
+    changed = [own.get("sampling") for own in config["evaluations"].values() if hasattr(own, "get")]
+    of_evaluations = [own["sampler"] for own in changed if own and "sampler" in own]
     names = [key.removeprefix("sampling.") for key in given if key.startswith("sampling.")]
     check_read([sampler or config["sampling"]["sampler"], *of_evaluations], names)
 
@@ -113,6 +110,8 @@ def with_sampling(
         raise SettingError(
             f"family {config['family']!r} has no {key!r} of sampling to set: it has {known}"
         )
+    if "sampler" in given:
+        check_read([given["sampler"]], given)
     sampling = config["sampling"] | given
     if sampling.get("weak"):
         sampling["weak"] = weak.resolved(sampling["weak"])
