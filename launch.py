@@ -201,6 +201,10 @@ def main(argv: list[str]) -> int | None:
     if several is not None:
         hosts.join(several)
     module = importlib.import_module(COMMANDS[MODE.value])
+    given = config_flags.get_override_values(flags.FLAGS["config"]) if config is not None else {}
+    if any(key.startswith("sampling.") for key in given):
+        common = importlib.import_module("aigc_jax.commands.common")
+        common.check_given(config, given, values.get("sampler"))
     return module.main(argparse.Namespace(config=config, workdir=workdir, origin=origin, **values))
 
 
@@ -347,6 +351,7 @@ def run(argv: list[str]) -> None:
 def program() -> None:
     """The command line from beginning to end, and the process with it where it fails."""
     boundary.end_by_interrupt()
+    boundary.warn_in_one_line()
     try:
         app.run(run, flags_parser=parse)
     except SystemExit as ended:

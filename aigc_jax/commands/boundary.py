@@ -4,10 +4,12 @@ import contextlib
 import errno
 import json
 import os
+import pathlib
 import re
 import signal
 import sys
 import traceback
+import warnings
 import zipfile
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -129,6 +131,18 @@ def end_by_interrupt() -> None:
         signal.signal(signal.SIGINT, again)
         signal.signal(signal.SIGALRM, again)
         sys.unraisablehook = unraisable
+
+
+def warn_in_one_line() -> None:
+    """Shows what this package warns of as a line, without the place in its code."""
+    plain, package = warnings.formatwarning, str(pathlib.Path(__file__).parents[1])
+
+    def told(message: Any, category: type, filename: str, *others: Any, **named: Any) -> str:
+        if category is UserWarning and filename.startswith(package):
+            return f"warning: {message}\n"
+        return plain(message, category, filename, *others, **named)
+
+    warnings.formatwarning = told
 
 
 def tell(error: BaseException, debug: bool) -> SystemExit:

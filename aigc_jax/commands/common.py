@@ -10,6 +10,7 @@ import numpy as np
 
 from aigc_jax import build, checks
 from aigc_jax.data import datasets
+from aigc_jax.diffusion.solvers import check_read
 from aigc_jax.errors import SettingError
 from aigc_jax.evaluation.results import NEUTRAL
 from aigc_jax.family import DataSpec, Family, Variables
@@ -66,6 +67,21 @@ def rebuilder(config: Mapping[str, Any], spec: DataSpec) -> Callable[[Mapping[st
     return rebuild
 
 
+def check_given(config: Mapping[str, Any], given: Iterable[str], sampler: str | None) -> None:
+    """Raises SettingError where a setting given on the command line would be ignored by samplers.
+
+    Args:
+      given: keys of the config.
+      sampler: given in place of the config's, or None.
+    """
+    if "sampler" not in config["sampling"]:  # a family that samples in one way
+        return
+    changed = [own.get("sampling") for own in config["evaluations"].values() if hasattr(own, "get")]
+    of_evaluations = [own["sampler"] for own in changed if own and "sampler" in own]
+    names = [key.removeprefix("sampling.") for key in given if key.startswith("sampling.")]
+    check_read([sampler or config["sampling"]["sampler"], *of_evaluations], names)
+
+
 def with_sampling(
     workdir: pathlib.Path, config: Mapping[str, Any] | None, settings: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], list[str]]:
@@ -94,6 +110,8 @@ def with_sampling(
         raise SettingError(
             f"family {config['family']!r} has no {key!r} of sampling to set: it has {known}"
         )
+    if "sampler" in given:
+        check_read([given["sampler"]], given)
     sampling = config["sampling"] | given
     if sampling.get("weak"):
         sampling["weak"] = weak.resolved(sampling["weak"])

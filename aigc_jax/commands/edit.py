@@ -169,10 +169,10 @@ def carry_out(
         latent = edits.inverted(work, drawings[0], found)
         moving = edits.interpolate(work, drawings[1], found, latent, count, output)
     else:
-        edits.edit(work, drawings[0], found, masks, output, edit)
-        if count:
-            most = MOST["gif" if options.get("gif") else "strip"]
-            moving = edits.frames(work, drawings[0], found, masks, count, most)
+        most = min(MOST["gif" if options.get("gif") else "strip"], len(found.x))
+        watch = edits.Watch(count, most) if count else None
+        edits.edit(work, drawings[0], found, masks, output, edit, watch)
+        moving = watch and watch.frames()
     if moving is not None and jax.process_index() == 0:
         path = sample.frames_path(output, count, options.get("gif", False))
         sample.save_frames(moving, modalities.of(work.model.spec.kind), path)

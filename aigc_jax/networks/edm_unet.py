@@ -46,17 +46,12 @@ class EDMUNet(nn.Module):
     Attributes:
         out_channels: channels of the output.
         width: channels of the first map, and of the embedding of the noise level.
-        multipliers: of the width, one for each resolution; each is half of the one before.
-        blocks: residual blocks at each resolution on the way down; one more on the way up.
         attention: heights of the feature maps that get attention after every block on the way down
             and after the last on the way up. Heights that the image never reaches have no effect.
             The middle always has one attention.
         dropout: rate before the second convolution of a block.
-        num_classes: 0 for a network without labels.
         augment_dim: numbers that say how an example was augmented, 9 in the paper; 0 for none.
-        second_time: whether the network is told a second time, as one that jumps between two is.
-        dtype: of the activations, "float32" or "bfloat16". Parameters are float32, and norms,
-            softmax, embeddings and the last convolution compute in float32.
+        multipliers, blocks, num_classes, second_time, dtype: as `unet.UNet`'s.
     """
 
     out_channels: int

@@ -47,15 +47,10 @@ class DiT(nn.Module):
             queries and keys by them instead.
         qk_norm: RMS norms of queries and keys.
         swiglu: a gated layer of 2/3 of the width in place of the GELU, at the same cost.
-        num_classes: 0 for a network without labels.
         context: how a sequence conditions the patches: "cross" lets them attend to it, "joint"
             attends over both, each with weights of its own; "" for none.
         context_dim: channels of that sequence.
-        augment_dim: numbers that say how an example was augmented; 0 for none.
-        second_time: whether the network is told a second time, as one that jumps between two is.
-        freq_shift: of the embedding of time, see `sinusoidal_embedding`.
-        dtype: of the activations, "float32" or "bfloat16". Parameters are float32, and norms,
-            softmax, embeddings and the last layer compute in float32.
+        num_classes, augment_dim, second_time, freq_shift, dtype: as `unet.UNet`'s.
     """
 
     out_channels: int

@@ -58,7 +58,7 @@ class UNet(nn.Module):
         augment_dim: numbers that say how an example was augmented; 0 for none.
         second_time: whether the network is told a second time, as one that jumps between two is.
         dtype: of the activations, "float32" or "bfloat16". Parameters are float32, and norms,
-            softmax, embeddings and the last convolution compute in float32.
+            softmax, embeddings and the last layer compute in float32.
     """
 
     out_channels: int

@@ -14,7 +14,7 @@ from aigc_jax import files
 from aigc_jax.data import images
 from aigc_jax.errors import MissingError, SettingError
 from aigc_jax.evaluation.metrics.image_quality import l1, psnr
-from aigc_jax.family import Drawing
+from aigc_jax.family import Cond, Drawing, Variables
 from aigc_jax.modalities.image import save_image, to_float, to_pil, to_uint8
 from aigc_jax.runs.image_folder import (
     SHOWN,
@@ -79,23 +79,51 @@ class Work(NamedTuple):
         given: Callable[[np.ndarray], Mapping[str, np.ndarray]],
         count: int,
         doing: str = "",
-        frames: int = 0,
+        watch: "Watch | None" = None,
     ) -> np.ndarray:
-        """What a drawing makes of `given`, [count, ...] in the model's range, or frames of it.
+        """What a drawing makes of `given`, [count, ...] in the model's range.
 
         Args:
           given: as `sampling.driver.draw` takes it.
           doing: names the progress bar.
-          frames: above 0 gives [frames, count, ...], how each comes to be.
+          watch: keeps how the first results come to be.
         """
         mesh = sharding.make_mesh()
         driver = Driver(drawing, mesh.devices.flat[0].platform)
         batches = draw(
-            driver, self.model.variables, mesh, seed=self.seed, count=count, labels=self.labels,
-            given=given, batch_size=self.batch_size, frames=frames,
+            watch.over(driver) if watch else driver, self.model.variables, mesh, seed=self.seed,
+            count=count, labels=self.labels, given=given, batch_size=self.batch_size,
         )  # fmt: skip
-        axis = 1 if frames else 0
-        return np.concatenate(list(_with_bar(batches, count, doing, axis)), axis=axis)
+        return np.concatenate(list(_with_bar(batches, count, doing)))
+
+
+class Watch:
+    """Keeps how the first results of a draw come to be, while they do."""
+
+    def __init__(self, count: int, most: int) -> None:
+        """
+        Args:
+          count: of frames.
+          most: results of which they are kept, no more than there are.
+        """
+        self.count, self.most = count, most
+        self._found: list[np.ndarray] = []
+
+    def over(self, driver: Driver) -> Callable:
+        """What `sampling.driver.draw` calls in place of the driver: the same results."""
+
+        def run(variables: Variables, keys: jax.Array, cond: Cond) -> jax.Array:
+            if sum(found.shape[1] for found in self._found) >= self.most:
+                return driver(variables, keys, cond)
+            results, frames = driver.with_frames(variables, keys, cond, self.count)
+            self._found.append(sharding.fetch(frames))
+            return results
+
+        return run
+
+    def frames(self) -> np.ndarray:
+        """Those of the first `most` results, [count, most, ...] in the model's range."""
+        return np.concatenate(self._found, axis=1)[:, : self.most]
 
 
 def opened(path: str | pathlib.Path, flag: str) -> images.Files:
@@ -216,21 +244,15 @@ def edit(
     masks: Images | None,
     output: pathlib.Path,
     doing: str,
+    watch: Watch | None = None,
 ) -> None:
     """Edits each image; writes a PNG for each to the folder `output`, and `compared` beside it.
 
     Results have the sizes of their images; those of smaller images than the model's have its size.
     What a mask says is known of an image comes back as it was given.
     """
-    results = work.draw(drawing, given_to(found, masks), len(found.x), doing)
+    results = work.draw(drawing, given_to(found, masks), len(found.x), doing, watch)
     _save(found, to_uint8(results), output, masks)
-
-
-def frames(
-    work: Work, drawing: Drawing, found: Images, masks: Images | None, count: int, most: int
-) -> np.ndarray:
-    """How the results of the first images come to be, [count, n, h, w, C] in the model's range."""
-    return work.draw(drawing, given_to(found, masks), min(len(found.x), most), frames=count)
 
 
 def inverted(work: Work, drawing: Drawing, found: Images) -> np.ndarray:
@@ -346,12 +368,10 @@ def _pixels(size: Size) -> str:
     return "x".join(map(str, size))
 
 
-def _with_bar(
-    batches: Iterator[np.ndarray], count: int, doing: str, axis: int
-) -> Iterator[np.ndarray]:
+def _with_bar(batches: Iterator[np.ndarray], count: int, doing: str) -> Iterator[np.ndarray]:
     bar = tqdm(total=count, unit="img", desc=doing, disable=None) if doing else None
     with bar or contextlib.nullcontext():
         for batch in batches:
             yield batch
             if bar:
-                bar.update(batch.shape[axis])
+                bar.update(len(batch))

@@ -70,6 +70,13 @@ class Driver:
             carry, preview = self._step(variables, carry, cond, np.int32(i))
             yield carry, preview
 
+    def with_frames(
+        self, variables: Variables, keys: jax.Array, cond: Cond, count: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Samples [n, ...] of a family with steps, and the `frames` of the same walk."""
+        carry, found = self._watched(variables, keys, cond, count)
+        return self._finish(variables, carry), found
+
     def frames(self, variables: Variables, keys: jax.Array, cond: Cond, count: int) -> jax.Array:
         """How samples come to be, [count, n, ...].
 
@@ -80,12 +87,7 @@ class Driver:
           ValueError: a family with neither.
         """
         if self.drawing.steps:
-            # From the end backwards, so that a single frame is the last.
-            kept = np.round(np.linspace(self.drawing.steps - 1, 0, count)).astype(int)
-            found: list[jax.Array] = []
-            for i, (_, preview) in enumerate(self.walk(variables, keys, cond)):
-                found += [preview] * int(np.sum(np.equal(kept, i)))
-            return jnp.stack(found)
+            return self._watched(variables, keys, cond, count)[1]
         if self._between is None:
             raise SettingError("this family has no frames to show")
         other_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
@@ -94,9 +96,21 @@ class Driver:
         ways = (self._between(*ends, share) for share in shares)
         return jnp.stack([self._finish(variables, carry) for carry in ways])
 
+    def _watched(
+        self, variables: Variables, keys: jax.Array, cond: Cond, count: int
+    ) -> tuple[Any, jax.Array]:
+        """The carry after all steps, and previews [count, n, ...] on the way there."""
+        # From the end backwards, so that a single frame is the last.
+        kept = np.round(np.linspace(self.drawing.steps - 1, 0, count)).astype(int)
+        found: list[jax.Array] = []
+        for i, (last, preview) in enumerate(self.walk(variables, keys, cond)):
+            carry = last
+            found += [preview] * int(np.sum(np.equal(kept, i)))
+        return carry, jnp.stack(found)
+
 
 def draw(
-    driver: Driver,
+    driver: Driver | Callable[[Variables, jax.Array, Cond], jax.Array],
     variables: Variables,
     mesh: Any,
     *,
@@ -110,6 +124,7 @@ def draw(
     """Yields samples [b, ...] in the model's range in batches, `count` in all, in order.
 
     Args:
+      driver: or another function like its call.
       labels: label of sample i is labels[i % len(labels)]; None draws without labels.
       given: (numbers of samples [b]) -> {name: host array [b, ...]}, what else each is asked for,
         the same on every process.

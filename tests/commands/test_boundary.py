@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 import zipfile
 
 import pytest
@@ -124,3 +125,12 @@ def test_a_process_ends_whatever_threads_a_library_left():
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=20
     )
     assert (done.returncode, done.stdout, done.stderr) == (1, "out\n", "launch.py: failed\n")
+
+
+def test_a_warning_of_ours_is_a_line_and_those_of_others_name_their_place(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
+    boundary.warn_in_one_line()
+    ours, others = boundary.__file__, warnings.__file__
+    assert warnings.formatwarning("look", UserWarning, ours, 3) == "warning: look\n"
+    for category, file in ((RuntimeWarning, ours), (UserWarning, others)):
+        assert warnings.formatwarning("look", category, file, 3).startswith(f"{file}:3: ")

@@ -8,6 +8,9 @@ import types
 import pytest
 
 import launch as launcher
+from aigc_jax.commands import common
+from aigc_jax.errors import SettingError
+from configs import ddpm_digits
 
 DIGITS = "--config=configs/ddpm_digits.py"
 EVALUATE = ["--mode=evaluate", "--workdir=RUN", f"{DIGITS}:smoke+conditional"]
@@ -46,6 +49,14 @@ MISTAKES = [
     (
         ["--mode=sample", "--workdir=RUN", "--sampler=ddmi"],
         "predictor_corrector, not 'ddmi'; did you mean 'ddim'?",
+    ),
+    (
+        [f"{DIGITS}:smoke", "--config.sampling.sampler=heun", "--config.sampling.eta=0.5"],
+        "sampling.eta is of sampler=ddim, euler_ancestral, dpmpp_2m_sde, dpmpp_3m_sde alone, and",
+    ),
+    (
+        [DIGITS, "--mode=sample", "--workdir=RUN", "--sampler=heun", "--config.sampling.eta=0.5"],
+        "heun would ignore it",
     ),
     (["--mode=sample", "--workdir=RUN", "--gif"], "an animation needs a number of frames"),
     (["--mode=sample", "--workdir=RUN", "--step=3"], "no checkpoint of step 3"),
@@ -195,6 +206,20 @@ def test_help_and_a_wrong_flag_do_not_wait_for_jax(command):
     for arguments in (["--mode=sample", "--help"], ["--mode=sample", "--workdir=x", "--input=y"]):
         done = command(*arguments, program=("-c", program))
         assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+def test_what_a_config_holds_for_another_sampler_waits(tmp_path):
+    config = ddpm_digits.get_config()
+    config.sampling.eta = 0.5  # of ddim and others, not of "ancestral"
+    common.check_given(config, ["sampling.steps", "train.steps"], None)
+    common.check_given(config, ["sampling.eta"], "ddim")
+    config.evaluations = {"fid": {"sampling": {"sampler": "ddim"}}}
+    common.check_given(config, ["sampling.eta"], None)  # of that evaluation
+    settings, (words, *_) = common.with_sampling(tmp_path, config, {"sampler": "heun"})
+    assert settings["sampling"]["eta"] == 0.5
+    assert words == "sampler_heun"
+    with pytest.raises(SettingError, match="heun would ignore it"):
+        common.with_sampling(tmp_path, config, {"sampler": "heun", "eta": 0.5})
 
 
 def test_a_command_makes_a_cpu_as_many_devices(run, launch, monkeypatch):

@@ -6,6 +6,7 @@ import importlib
 import math
 import pathlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,8 +72,39 @@ def no_frozen_network(monkeypatch):
     monkeypatch.setattr(Perceptual, "_maps", lambda _, variables, images: [images])
 
 
+@functools.cache
+def compiled(call, module, settings):
+    return jax.jit(lambda given, named: call(module, *given, **named, **dict(settings)))
+
+
+def traced_once(call):
+    """`Module.apply` or `init`, traced once for all equal modules, settings and shapes.
+
+    Most variants leave the network as it is, and tracing it is nearly all that their tests do.
+    """
+
+    def fits(value):
+        return all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value))
+
+    def called(module, *given, mutable=False, **named):
+        mutable = tuple(mutable) if isinstance(mutable, list) else mutable
+        settings = {k: v for k, v in named.items() if not fits(v) or v is None}
+        arrays = {k: v for k, v in named.items() if k not in settings}
+        settings |= {"mutable": mutable} if mutable else {}
+        assert fits(given)
+        return compiled(call, module, tuple(settings.items()))(given, arrays)
+
+    return called
+
+
+@pytest.fixture
+def tracing_once(monkeypatch):
+    monkeypatch.setattr(nn.Module, "apply", traced_once(nn.Module.apply))
+    monkeypatch.setattr(nn.Module, "init", traced_once(nn.Module.init))
+
+
 @pytest.mark.parametrize(("name", "variant"), CASES)
-def test_every_config_builds_with_every_variant(name, variant, no_frozen_network):
+def test_every_config_builds_with_every_variant(name, variant, no_frozen_network, tracing_once):
     spec = specs.OF_CONFIGS[name.split("_")[-1]]
     if name == "ddpm_celeba64" and variant == "conditional":  # CelebA itself has no classes
         variant, spec = "folder+conditional", specs.images(spec.shape, 2)

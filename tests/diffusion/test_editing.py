@@ -97,10 +97,10 @@ def test_a_strength_is_a_share_of_the_steps(strength):
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_what_is_known_comes_back_and_the_rest_has_its_conditional_mean(process):
-    made, n = gaussian_model(process, steps=100), 2048
+    made, n = gaussian_model(process, steps=50), 2048
     x = jnp.broadcast_to(images(1, seed=3), (n, *SHAPE))
     drawing = editing.inpaint(made, resample=8)
-    assert drawing.steps == 99 * 8 + 1
+    assert drawing.steps == 49 * 8 + 1
     found = run(drawing, n, image=x, mask=mask_of(n)).reshape(n, 4)
     known = MASK == 0
     np.testing.assert_array_equal(found[:, known], np.asarray(x).reshape(n, 4)[:, known])

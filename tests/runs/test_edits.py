@@ -11,8 +11,10 @@ from PIL import Image
 
 from aigc_jax.diffusion import editing
 from aigc_jax.family import DataSpec, Family, Field
+from aigc_jax.modalities.image import to_uint8
 from aigc_jax.runs import edits
 from aigc_jax.runs.model import Model
+from aigc_jax.sampling.driver import Driver
 
 SHAPE = (4, 4, 1)
 READ = {"size": (4, 4), "channels": 1, "instead": "scale them"}
@@ -131,15 +133,20 @@ def test_what_is_known_comes_back_byte_by_byte(tmp_path, size):
         assert shown.height == 3 * 66 + 2
 
 
-def test_a_folder_of_edits_has_a_picture_beside_it(folder, tmp_path):
+def test_a_folder_of_edits_has_a_picture_beside_it(folder, tmp_path, monkeypatch):
+    walk, walks = Driver.walk, []
+    monkeypatch.setattr(Driver, "walk", lambda *given: walks.append(1) or walk(*given))
     given, (by, ways) = edits.read(folder, **READ), work()
     drawing = ways["vary"](strength=0.6)
-    edits.edit(by, drawing, given, None, tmp_path / "out", "varying")
+    watch = edits.Watch(3, most=2)
+    edits.edit(by, drawing, given, None, tmp_path / "out", "varying", watch)
     names = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")}
     assert names == {"a.png", "b.png", "deep/c.png"}
     assert (tmp_path / "out-compared.png").is_file()
-    moving = edits.frames(by, drawing, given, None, 3, most=2)
-    assert moving.shape == (3, 2, *SHAPE)
+    assert len(walks) == 1  # results and their frames are of one draw
+    assert watch.frames().shape == (3, 2, *SHAPE)
+    for name, last in zip(("a", "b"), watch.frames()[-1], strict=True):
+        np.testing.assert_array_equal(read(tmp_path / f"out/{name}.png"), to_uint8(last)[..., 0])
     alone = edits.read(folder / "a.png", **READ)
     edits.edit(by, drawing, alone, None, tmp_path / "alone", "varying")
     np.testing.assert_array_equal(read(tmp_path / "alone/a.png"), read(tmp_path / "out/a.png"))

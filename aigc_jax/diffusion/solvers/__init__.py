@@ -4,6 +4,7 @@ A new solver is a file beside this one and a row of `SOLVERS`; a setting that on
 more field of `Settings`.
 """
 
+from collections.abc import Collection, Iterable
 from functools import partial
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from aigc_jax.diffusion.solvers import (
 )
 from aigc_jax.diffusion.solvers.base import Solver, start_std
 from aigc_jax.diffusion.solvers.settings import Settings
-from aigc_jax.diffusion.solvers.spacing import SPACINGS, grid
+from aigc_jax.diffusion.solvers.spacing import SPACINGS, grid, warn_of_start
 from aigc_jax.errors import SettingError
 
 
@@ -54,12 +55,38 @@ SOLVERS = {
         levels, std, chosen.predictor, chosen.snr
     ),
 }
+# Solvers whose steps from nearly noise alone are the worse the larger they are.
+BEGIN_LATE = ("heun",)
 ONLY = {"flow_heun": Flow}  # {solver: the one kind of process that it can serve}
 # {solver: the processes that it can serve, names of `PROCESSES`}
 SERVES = {
     name: tuple(p for p, made in PROCESSES.items() if made is ONLY.get(name, made))
     for name in SOLVERS
 }
+# {setting: the solvers that read it}. Not `variance`, by which bounds are computed too.
+READ_BY = {
+    "eta": ("ddim", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde"),
+    "order": ("deis", "unipc"),
+    "predictor": ("predictor_corrector",),
+    "snr": ("predictor_corrector",),
+    **dict.fromkeys(("churn", "churn_min", "churn_max", "churn_noise"), ("heun",)),
+}
+
+
+def check_read(samplers: Collection[str], given: Iterable[str]) -> None:
+    """Raises SettingError where a setting was given for samplers of which none reads it.
+
+    What a config holds beside that waits for another sampler, as --sampler may name one.
+    """
+    for sampler in samplers:
+        one_of("sampling.sampler", sampler, SOLVERS)
+    for name in given:
+        readers = READ_BY.get(name)
+        if readers and not set(readers) & set(samplers):
+            raise SettingError(
+                f"sampling.{name} is of sampler={', '.join(readers)} alone, and "
+                f"{', '.join(samplers)} would ignore it: name one of these, or leave it out"
+            )
 
 
 def build(
@@ -80,7 +107,10 @@ def build(
     """
     one_of("sampling.sampler", sampler, SOLVERS)
     chosen = Settings(**arguments("sampling", Settings, settings))
-    return on(process, grid(process, spacing, steps, chosen), sampler=sampler, **settings)
+    levels = grid(process, spacing, steps, chosen)
+    if sampler not in BEGIN_LATE and not chosen.sigmas:
+        warn_of_start(process, spacing, levels)
+    return on(process, levels, sampler=sampler, **settings)
 
 
 def on(process: Process, levels: Level, *, sampler: str, **settings: Any) -> Solver:

@@ -2,6 +2,10 @@
 
 The first call makes Euler's step, the second corrects it by the slope where that ends. A step to
 x_0, or from noise alone, is Euler's and one call: the slope has no limit there.
+
+A large step from nearly noise alone goes wrong by its size, in float64 as in float32: of data with
+std 0.5 and no clipping, samples by 10 of 1,000 cosine levels have 5.2 by "trailing", 0.52 by
+"leading", which begins below, and by 2 of them 390 and 0.85.
 """
 
 import math

@@ -86,6 +86,10 @@ def dpmpp(grid: Level, start: float, order: int, eta: float = 0.0) -> Solver:
 
     eta > 0 is its SDE: 1 adds the noise of the reverse SDE. 3M integrates the parabola exactly;
     k-diffusion and diffusers halve its second difference, which leaves them at order 2.
+
+    The SDE of 3M extrapolates too far over the last steps of "leading", which are large in lambda,
+    as k-diffusion's does: of data with std 0.5, samples by 50 of 1,000 linear levels have 1.30
+    (2M's 0.59), by "trailing" 0.52 and by "karras" 0.50.
     """
     at, to = steps_of(grid)
     counts = orders(grid, order, taper=eta == 0 and len(at.t) < 15)

@@ -9,7 +9,11 @@ PREDICTORS = ("ancestral", "reverse_diffusion")
 
 
 class Settings(NamedTuple):
-    """Every solver and every grid reads its own of them. A ratio is sigma / alpha.
+    """Every solver and every grid reads its own of them, and leaves the others to others.
+
+    A config may hold those of several solvers, of which --sampler takes one; what the command line
+    gives beside a solver that ignores it is refused (`solvers.check_read`). A ratio is
+    sigma / alpha.
 
     Attributes:
       rho: of spacing "karras": how much finer its levels are near x_0.

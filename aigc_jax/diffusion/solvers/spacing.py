@@ -6,6 +6,8 @@ what DDIM uses for CIFAR-10 (Song et al. 2021, arXiv:2010.02502, D.3): times of 
 every process.
 """
 
+import warnings
+
 import numpy as np
 
 from aigc_jax.checks import one_of
@@ -66,6 +68,9 @@ SPACINGS = ("", *OF_TIMES, "uniform", "flow_shift", *OF_RATIOS)
 NATURAL = {Discrete: "leading", EDM: "karras", VE: "karras", Flow: "flow_shift"}
 # The ends of EDM, for grids of ratios where a process has none: flow begins at an infinite one.
 LOWEST, HIGHEST = 0.002, 80.0
+# The alpha of a first level from which on it is no noise any more. 60 of 1,000 cosine levels begin
+# at 0.09 by "leading", and draw better digits than by "trailing" (fd 0.126 and 0.169).
+HELD = 0.1
 
 
 def timesteps(spacing: str, steps: int, total: int) -> np.ndarray:
@@ -147,6 +152,30 @@ def _of_times(process: Process, spacing: str, steps: int, chosen: Settings) -> L
             f"flow_shift end, not {spacing}: take one of these, or set both to 0"
         )
     return process.level(timesteps(spacing, steps, process.total))
+
+
+def _begins_late(process: Process, alpha: float) -> bool:
+    """Whether a network is told of a level with much less noise than samples start from."""
+    return alpha > HELD and alpha > 2 * process.ends.alpha[1]
+
+
+def warn_of_start(process: Process, spacing: str, levels: Level) -> None:
+    """Warns of a grid [S + 1] of `OF_TIMES` that begins well below the noise of samples."""
+    spacing, steps = spacing or natural(process), len(levels.t) - 1
+    if spacing not in OF_TIMES or not _begins_late(process, levels.alpha[0]):
+        return
+    total = process.total
+    first = {n: OF_TIMES[spacing](n, total).max() for n in range(2, total + 1)}
+    in_time = [n for n, t in first.items() if not _begins_late(process, process.level(t).alpha)]
+    near = [n for n in in_time if n < steps][-1:]
+    near += [n for n in in_time if steps < n <= 2 * steps][:1]
+    others = f", or sampling.steps={' or '.join(map(str, near))}" if near else ""
+    warnings.warn(
+        f"sampling.spacing={spacing} in {steps} steps begins at time {levels.t[0]:.0f} of "
+        f"0..{total - 1}, where x holds {levels.alpha[0]:.2f} of an example, and samples begin as "
+        f"noise alone: set sampling.spacing=trailing{others}",
+        stacklevel=1,
+    )
 
 
 def _uniform(process: Process, steps: int, chosen: Settings) -> Level:

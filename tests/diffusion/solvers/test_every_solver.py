@@ -155,3 +155,32 @@ def test_what_a_solver_cannot_do_is_told(settings, message):
     settings = {"sampler": "ddim", "steps": 5, **settings}
     with pytest.raises(SettingError, match=message):
         solvers.build(PROCESSES["discrete"], **settings)
+
+
+OTHERS = {
+    **{"eta": 0.5, "order": 3, "predictor": "reverse_diffusion", "snr": 0.3},
+    **{"churn": 3.0, "churn_min": 5.0, "churn_max": 5.0, "churn_noise": 1.1},
+}
+
+
+@pytest.mark.parametrize("sampler", solvers.SOLVERS)
+def test_a_solver_reads_the_settings_that_are_said_to_be_its_own(sampler):
+    """And what a config holds for others changes nothing."""
+    assert set(OTHERS) == set(solvers.READ_BY)
+    process = PROCESSES["flow" if sampler == "flow_heun" else "edm"]
+
+    def made(**settings):
+        solver = solvers.build(process, sampler=sampler, steps=20, **settings)
+        return jax.tree.leaves((solver.table, solver.std))
+
+    for name, value in OTHERS.items():
+        beside = {"churn": 2.0} if name.startswith("churn") else {}
+        before, after = made(**beside), made(**beside | {name: value})
+        same = len(before) == len(after) and all(map(np.array_equal, before, after))
+        reads = sampler in solvers.READ_BY[name]
+        assert same is not reads, name
+        if reads:
+            solvers.check_read(["euler", sampler], [name, "clip"])
+        else:
+            with pytest.raises(SettingError, match=rf"{name} is of .* and {sampler} would ignore"):
+                solvers.check_read([sampler], ["steps", name])

@@ -349,3 +349,18 @@ def test_noise_depends_on_its_own_key_and_on_the_step_only():
     np.testing.assert_array_equal(noise[3:4], alone)
     assert len(np.unique(noise)) == noise.size
     assert not np.allclose(noise, noise_like(keys, (2, 2, 1), 4))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "steps", "std"),
+    [
+        ("dpmpp_3m_sde", "linear", 50, {"leading": 1.30, "trailing": 0.52, "karras": 0.50}),
+        ("dpmpp_2m_sde", "linear", 50, {"leading": 0.59}),
+        ("heun", "cosine", 10, {"leading": 0.52, "trailing": 5.21}),
+    ],
+)
+def test_where_few_steps_are_too_wide_is_as_docstrings_say(sampler, schedule, steps, std):
+    process = gaussian.discrete(schedule=schedule)
+    for spacing, expected in std.items():
+        solver = solvers.build(process, sampler=sampler, steps=steps, spacing=spacing)
+        assert moments(solver, 0.3, 0.5)[1] == pytest.approx(expected, abs=0.006)

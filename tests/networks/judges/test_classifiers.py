@@ -19,14 +19,18 @@ def weights(name):
     return torch_file.read(path)
 
 
-def accuracy(network, variables, last, *, name, data_dir):
-    """Percent of the 10,000 test images; also checks that layer `last` turns features to logits."""
+def accuracy(network, variables, last, *, name, data_dir, every=1):
+    """Percent of the 10,000 test images; also checks that layer `last` turns features to logits.
+
+    Of one image in `every`.
+    """
     source = datasets.load(name, data_dir=data_dir, splits=("test",)).sources["test"]
-    test = source.fetch(np.arange(10_000))
+    test = source.fetch(np.arange(0, 10_000, every))
+    count = len(test["x"])
     # Unlike other tests' programs this one runs for longer than it compiles.
     apply = jax.jit(network.apply, compiler_options={"xla_backend_optimization_level": 3})
     right = 0
-    for start in range(0, 10_000, BATCH):
+    for start in range(0, count, BATCH):
         x = test["x"][start : start + BATCH].astype(np.float32)
         features, logits = map(np.asarray, apply(variables, x))
         right += (logits.argmax(-1) == test["label"][start : start + BATCH]).sum()
@@ -35,14 +39,15 @@ def accuracy(network, variables, last, *, name, data_dir):
     np.testing.assert_allclose(
         logits, features @ layer["kernel"] + layer["bias"][None, :], atol=1e-3
     )
-    return right / 100
+    return 100 * right / count
 
 
 def test_resnet56_on_cifar10(shared_tfds):
     variables = classifiers.resnet56_from(weights("cifar10_resnet56.npz"))
     net = classifiers.ResNet56()
-    reached = accuracy(net, variables, "linear", name="cifar10", data_dir=shared_tfds)
-    assert reached == pytest.approx(93.39, abs=0.02)
+    # Of all 10,000 it gets 93.39, as published, in four times the time.
+    reached = accuracy(net, variables, "linear", name="cifar10", data_dir=shared_tfds, every=4)
+    assert reached == pytest.approx(93.60, abs=0.05)  # one image is 0.04
 
 
 def test_lenet_on_mnist(shared_tfds):
