@@ -32,6 +32,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.augment.flip = True
     config.network.update({"blocks": 3, "attention": (16, 8), "heads": 4, "dropout": 0.3})
     config.network.scale_shift = True
+    # As PyTorch pads and norms, and its embedding of time, which begins with the cosines.
+    config.network.update({"downsample_padding": 1, "norm_eps": 1e-5})
+    config.network.update({"flip_sin_to_cos": True, "freq_shift": 0})
     config.diffusion.process.update({"schedule": "cosine", "timesteps": 4000})
     config.diffusion.variance = "learned"
     config.sampling.update({"steps": 4000, "variance": "learned"})
