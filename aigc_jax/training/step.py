@@ -229,7 +229,7 @@ def train_steps(
     """Steps of the same phases, as many as the feed is long, one after the other in one program.
 
     Not for convolutions on a CPU: their gradients are up to 70 times slower in a loop, and their
-    last bits are others (jax-ml/jax#12868).
+    last bits are others (findings/xla_cpu_convolution_gradient_in_loop.sh).
 
     Args:
       recipe, active, state, constants: as of `train_step`.
