@@ -67,13 +67,13 @@ def training(
     plan, mesh = common.recipe_of(config, family, spec), sharding.make_mesh()
     target = sharding.abstract_state(plan, mesh, "replicated")
     state = sharding.new_state(plan, target, 0)
-    run = sharding.compile_step(plan, mesh, target, {})
-    batch = {"x": np.repeat(images[None], family.batches_per_step, axis=0)}
+    run = sharding.compile_steps(plan, mesh, target, {})
+    batch = {"x": np.repeat(images[None], family.batches_per_step, axis=0)[None]}
 
     def step(i: int) -> Any:
         nonlocal state
-        placed = sharding.put(mesh, batch, axis=1)
-        state, metrics = run(active_phases(family, i), state, {}, placed)
+        placed = sharding.put(mesh, batch, axis=2)
+        state, metrics = run(active_phases(family, i), state, {}, {}, placed)
         return state.params, metrics
 
     return step, sum(x.size for x in jax.tree.leaves(target.params))

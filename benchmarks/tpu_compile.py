@@ -53,14 +53,14 @@ def main() -> None:
     target = sharding.abstract_state(recipe, mesh, config.train.sharding)
     constants = jax.eval_shape(family.constants) if family.constants else {}
     constants = sharding.laid_out(constants, mesh, config.train.sharding)
-    step = sharding.compile_step(recipe, mesh, target, constants)
-    rows = (family.batches_per_step, batch_size)
+    step = sharding.compile_steps(recipe, mesh, target, constants)
+    rows = (1, family.batches_per_step, batch_size)
     batch = {
         "x": jax.ShapeDtypeStruct((*rows, *shape), jnp.uint8),
         "label": jax.ShapeDtypeStruct(rows, jnp.int32),
     }
     began = time.perf_counter()
-    compiled = step.lower(active_phases(family, 0), target, constants, batch).compile()
+    compiled = step.lower(active_phases(family, 0), target, constants, {}, batch).compile()
     seconds = time.perf_counter() - began
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     print(f"{options.config} on {options.topology}: {mesh.size} chips, global batch {batch_size}")

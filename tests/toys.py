@@ -12,7 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -205,7 +205,13 @@ def config(family: str = "one", changes: Mapping[str, Any] | None = None) -> dic
         "seed": 0,
         "data": {"train_split": "train", "test_split": "test"},
         "augment": {"flip": True, "shift": 0, "rotation": 0.0, "scale": 0.0},
-        "train": {"batch_size": 16, "steps": 6, "sharding": "replicated", "max_skipped": 3},
+        "train": {
+            "batch_size": 16,
+            "steps": 6,
+            "sharding": "replicated",
+            "max_skipped": 3,
+            "steps_per_dispatch": 1,
+        },
         "optimizer": optimizer("adam"),
         "ema": {"half_life": 64.0, "ramp": 0.0},
         "log": {"every": 1, "eval_every": 3, "sample_every": 3, "samples": 6, "first_sample": 0},
@@ -257,6 +263,22 @@ def train(
 def recipe_of(family: Family, setting: Mapping[str, Any]) -> Recipe:
     """What a config's sections make of a family on images like the toys'."""
     return common.recipe_of(setting, family, SPEC)
+
+
+def one_step(
+    recipe: Recipe, mesh: Any, target: Any, constants: Any
+) -> Callable[..., tuple[Any, dict[str, float]]]:
+    """(active, state, batch [batches_per_step, B, ...] of the host) -> (state, its metrics)."""
+    run = sharding.compile_steps(recipe, mesh, target, constants)
+
+    def step(active: tuple[int, ...], state: Any, batch: Any) -> tuple[Any, dict[str, float]]:
+        feed = sharding.put(mesh, jax.tree.map(lambda x: x[None], batch), axis=2)
+        with jax.transfer_guard("disallow"):
+            state, metrics = run(active, state, constants, {}, feed)
+        return state, metrics.rows()[0]
+
+    step._cache_size = run._cache_size
+    return step
 
 
 def resumed(folder: pathlib.Path, family: Family, stop: int, steps: int) -> tuple[Any, Any]:

@@ -216,6 +216,7 @@ def schedule(config: Mapping[str, Any]) -> loop.Schedule:
         save=config["checkpoint"]["every"],
         first_sample=log["first_sample"],
         snapshot=config["ema"].get("snapshot_every", 0),
+        dispatch=config["train"]["steps_per_dispatch"],
     )
 
 

@@ -32,6 +32,7 @@ class Train(NamedTuple):
     steps: Count
     sharding: Annotated[str, OneOf(sharding.MODES)]
     max_skipped: Whole
+    steps_per_dispatch: Whole
 
 
 class Log(NamedTuple):

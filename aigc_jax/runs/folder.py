@@ -26,6 +26,7 @@ FREE = (
     "sampling",
     "train.max_skipped",
     "train.sharding",
+    "train.steps_per_dispatch",
     "train.steps",
 )
 

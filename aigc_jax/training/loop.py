@@ -1,6 +1,7 @@
 """The training loop: evaluate, save, batch, step, log; killed at any point, it resumes there."""
 
 import contextlib
+import itertools
 import json
 import math
 import zlib
@@ -10,14 +11,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from aigc_jax.data import loader
+from aigc_jax.data import feed as feeds
 from aigc_jax.data.sources import Source
+from aigc_jax.errors import SettingError
+from aigc_jax.family import Family
 from aigc_jax.training import sharding, stop
 from aigc_jax.training.checkpoint import CheckpointError, Checkpoints, digests
 from aigc_jax.training.meter import Meter
-from aigc_jax.training.step import Recipe, TrainState, active_phases
+from aigc_jax.training.step import Metrics, Recipe, TrainState, active_phases
 from aigc_jax.training.writers import Writer
 
+MOST = 32  # steps a dispatch that are chosen by themselves: a signal is heard between dispatches
 Initial = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
@@ -30,6 +34,9 @@ class Schedule(NamedTuple):
         every so many, and at the end.
       first_sample: a picture at this step too, so that a new run soon has something to look at.
       snapshot: one of the averages for post-hoc EMA every so many.
+      dispatch: steps that one program makes, started at once; 0: as many as suit the backend.
+      phases: every how many steps phases run, of those that do not run in every step; the steps of
+        one program have the same phases.
     """
 
     steps: int
@@ -39,6 +46,24 @@ class Schedule(NamedTuple):
     save: int
     first_sample: int = 0
     snapshot: int = 0
+    dispatch: int = 1
+    phases: tuple[int, ...] = ()
+
+    @property
+    def distances(self) -> list[int]:
+        """Steps between two of each of the things that a run does."""
+        each = (self.log, self.evaluate, self.sample, self.save, self.snapshot, self.steps)
+        return [steps for steps in each if steps]
+
+    def until_due(self, step: int) -> int:
+        """How many steps the next dispatch makes: `dispatch`, but 1 where something is due before.
+
+        Two programs are compiled so, and not one for every distance.
+        """
+        ends = [(step // each + 1) * each for each in (*self.distances, *self.phases)]
+        ends += [self.first_sample] * (self.first_sample > step)
+        ends += [step + 1] * any(step % every == 0 for every in self.phases)
+        return self.dispatch if min(ends) - step >= self.dispatch else 1
 
 
 class Hooks(NamedTuple):
@@ -98,6 +123,7 @@ def train(
     """
     mesh = sharding.make_mesh()
     sharding.check_batch(batch_size, mesh)
+    schedule = dispatched(schedule, recipe.family, jax.default_backend())
     target = sharding.abstract_state(recipe, mesh, mode)
     parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(target.params))
     restored = checkpoints.restore(target, from_step)
@@ -105,10 +131,10 @@ def train(
     if restored and start >= schedule.steps:
         _say_done(checkpoints, start, schedule.steps)
         return restored[0]
-    run_step, known = _compiled(recipe, mesh, target, mode)
+    run_steps, known = _compiled(recipe, mesh, target, mode)
     if restored:
         check_constants(checkpoints.about(start).get("constants", {}), known)
-    with _batches(source, mesh, recipe.family.batches_per_step, batch_size, seed, start) as batches:
+    with _fed(source, mesh, recipe.family, batch_size, seed, start) as (resident, take):
         given = initial() if initial and not restored else ({}, {})
         beside = {**about, "constants": known}
         writer, hooks = begin(start, parameters, beside)
@@ -119,13 +145,18 @@ def train(
             state = _from_weights(sharding.new_state(recipe, target, seed), *given)
         meter = Meter(writer, batch_size, max_skipped, checkpoints)
 
+        def dispatch(step: int, count: int, state: TrainState) -> tuple[TrainState, Metrics]:
+            feed = take(step, count)
+            meter.data_ready()
+            return run_steps(step, count, state, resident, feed)
+
         def save(state: TrainState, step: int, last: bool) -> None:
             if meter.may_save(step, last):
                 checkpoints.save(step, state, beside, prepared=hooks.prepare(state, step))
             if last:
                 checkpoints.wait()  # while a signal still finds us listening
 
-        state, step = _steps(run_step, state, start, batches, schedule, meter, writer, hooks, save)
+        state, step = _steps(dispatch, state, start, schedule, meter, writer, hooks, save)
         checkpoints.wait()
     meter.finish(step)
     if step == schedule.steps:
@@ -137,43 +168,48 @@ def train(
 
 
 @contextlib.contextmanager
-def _batches(
-    source: Source, mesh: Any, batches_per_step: int, batch_size: int, seed: int, start: int
-) -> Iterator[Iterator[Any]]:
-    """What each step from `start` on is given, on the devices."""
-    batches = loader.batches(
-        source,
-        batch_size=batch_size,
-        seed=seed,
-        start=start,
-        batches_per_step=batches_per_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    with contextlib.closing(batches):
-        yield (sharding.put(mesh, batch, axis=1) for batch in batches)
+def _fed(
+    source: Source, mesh: Any, family: Family, batch_size: int, seed: int, start: int
+) -> Iterator[tuple[Mapping[str, jax.Array], Callable[[int, int], Any]]]:
+    """Columns of training data on the devices, {} if they stay on the host, and (step, number of
+    steps) -> what a dispatch of these is given, on the devices."""
+    plan = {
+        "batch_size": batch_size,
+        "seed": seed,
+        "batches_per_step": family.batches_per_step,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
+    columns = feeds.columns(source)
+    feed = feeds.Rows(source, **plan) if columns else feeds.Examples(source, start, **plan)
+    with contextlib.closing(feed):
+        resident = sharding.place(columns, mesh)
+        yield resident, lambda step, count: sharding.put(mesh, feed.take(step, count), axis=2)
 
 
 def _compiled(
     recipe: Recipe, mesh: Any, target: TrainState, mode: str
-) -> tuple[Callable[[int, TrainState, Any], tuple[TrainState, dict]], dict[str, int]]:
-    """((step, state, batch) -> (state, metrics), {name of a frozen network: its digest})."""
+) -> tuple[Callable[..., tuple[TrainState, Metrics]], dict[str, int]]:
+    """((step, number of steps, state, resident, feed) -> (state, metrics), {name of a frozen
+    network: its digest})."""
     constants = recipe.family.constants() if recipe.family.constants else {}
     constants = sharding.place(constants, mesh, mode)
-    compiled = sharding.compile_step(recipe, mesh, target, constants)
+    compiled = sharding.compile_steps(recipe, mesh, target, constants)
 
-    def run_step(step: int, state: TrainState, batch: Any) -> tuple[TrainState, dict]:
+    def run_steps(
+        step: int, count: int, state: TrainState, resident: Any, feed: Any
+    ) -> tuple[TrainState, Metrics]:
+        active = active_phases(recipe.family, step)  # and of all of them
         with jax.transfer_guard("disallow"):
-            return compiled(active_phases(recipe.family, step), state, constants, batch)
+            return compiled(active, state, constants, resident, feed)
 
-    return run_step, digests_of(constants)
+    return run_steps, digests_of(constants)
 
 
 def _steps(
-    run_step: Callable[[int, TrainState, Any], tuple[TrainState, dict]],
+    dispatch: Callable[[int, int, TrainState], tuple[TrainState, Metrics]],
     state: TrainState,
     start: int,
-    batches: Iterator[Any],
     schedule: Schedule,
     meter: Meter,
     writer: Writer,
@@ -181,9 +217,10 @@ def _steps(
     save: Callable[[TrainState, int, bool], None],
 ) -> tuple[TrainState, int]:
     """Steps until the schedule's end or a signal, and what is due in between; the last step too."""
+    step = start
     with stop.asked() as stopped:
-        for step in range(start, schedule.steps + 1):
-            stopping = stopped(step)
+        for number in itertools.count():
+            stopping = stopped(number)
             if due(schedule.evaluate, step, start, schedule.steps):
                 meter.flush(step)
                 hooks.evaluate(state, step)
@@ -201,15 +238,38 @@ def _steps(
                 save(state, step, last)
             if step == schedule.steps or stopping:
                 return state, step
+            count = schedule.until_due(step)
             meter.lap()
-            batch = next(batches)
-            meter.data_ready()
-            state, metrics = run_step(step, state, batch)
-            meter.add(step + 1, metrics)
-            writer.advance()
-            if due(schedule.log, step + 1, start, schedule.steps):
-                meter.flush(step + 1)
+            state, metrics = dispatch(step, count, state)
+            step += count
+            meter.add(step, metrics)
+            writer.advance(count)
+            if due(schedule.log, step, start, schedule.steps):
+                meter.flush(step)
     raise AssertionError("the last step returns")
+
+
+def dispatched(schedule: Schedule, family: Family, backend: str) -> Schedule:
+    """The schedule with as many steps of a program as are asked for, or as suit a backend.
+
+    A CPU makes one, see `train_steps`; other backends make the most steps that divide all
+    distances, so that no step goes alone.
+
+    Raises:
+      ValueError: more steps than lie between two things that are due.
+    """
+    schedule = schedule._replace(phases=tuple({p.every for p in family.phases} - {1}))
+    shortest = min(schedule.distances)
+    if schedule.dispatch > shortest:
+        raise SettingError(
+            f"train.steps_per_dispatch={schedule.dispatch} is more than the {shortest} steps after "
+            "which something is due (log.every, log.eval_every, log.sample_every, checkpoint.every "
+            f"or the run's end): set it to {shortest} or less, or 0 to have it chosen"
+        )
+    if schedule.dispatch or backend == "cpu":
+        return schedule._replace(dispatch=schedule.dispatch or 1)
+    common = math.gcd(*schedule.distances, *(every - 1 for every in schedule.phases))
+    return schedule._replace(dispatch=max(k for k in range(1, MOST + 1) if common % k == 0))
 
 
 def due(every: int, step: int, start: int, steps: int) -> bool:

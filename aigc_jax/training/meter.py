@@ -6,10 +6,9 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
-import jax
-
 from aigc_jax.errors import RunError
 from aigc_jax.training.checkpoint import Checkpoints
+from aigc_jax.training.step import Metrics
 from aigc_jax.training.writers import Writer
 
 # A loss this many times its usual size belongs to a run that has diverged; usual is the median of
@@ -23,7 +22,7 @@ class DivergedError(RunError):
 
 
 class Meter:
-    """Averages what steps report, one step late, so that the host never waits for the newest.
+    """Averages what steps report, a dispatch late, so that the host never waits for the newest.
 
     Attributes:
       unsound_since: steps done before the first of those in a row, up to the newest, that were
@@ -36,7 +35,7 @@ class Meter:
     ) -> None:
         self._writer, self._batch_size = writer, batch_size
         self._max_skipped, self._checkpoints = max_skipped, checkpoints
-        self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
+        self._pending: tuple[int, Metrics] | None = None
         self._rows: list[dict[str, float]] = []
         self._busy = self._waited = 0.0
         self._lap = None
@@ -44,24 +43,29 @@ class Meter:
         self.unsound_since: int | None = None
 
     def lap(self) -> None:
-        """A step begins."""
+        """A dispatch begins."""
         self._lap = time.monotonic()
 
     def data_ready(self) -> None:
-        """Its batch is there."""
+        """Its batches are there."""
         self._waited += time.monotonic() - self._lap
 
-    def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Its metrics are under way; those of the step before are read."""
+    def add(self, step: int, metrics: Metrics) -> None:
+        """The metrics of its steps, up to `step`, are under way; the ones before are read."""
         before, self._pending = self._pending, (step, metrics)
         self._read(before)
         self._busy += time.monotonic() - self._lap
 
-    def _read(self, pending: tuple[int, Mapping[str, jax.Array]] | None) -> None:
+    def _read(self, pending: tuple[int, Metrics] | None) -> None:
         if pending is None:
             return
-        step, metrics = pending
-        row = {k: float(v) for k, v in jax.device_get(dict(metrics)).items()}
+        last, metrics = pending
+        rows = metrics.rows()
+        for step, row in enumerate(rows, last - len(rows) + 1):
+            self._check(step, row)
+
+    def _check(self, step: int, row: Mapping[str, float]) -> None:
+        """Notes a step's row; raises DivergedError where the run is no longer sound."""
         self._rows.append(row)
         exploded = self._exploded(row)
         if not exploded and not row["skipped_in_row"]:

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from aigc_jax import streams
 from aigc_jax.checks import one_of
 from aigc_jax.errors import SettingError
-from aigc_jax.training.step import Recipe, TrainState, init_state, train_step
+from aigc_jax.training.step import Recipe, TrainState, init_state, train_steps
 
 MODES = ("replicated", "fsdp")
 # Below this many elements a split saves less memory than its collectives cost.
@@ -101,25 +101,21 @@ def new_state(recipe: Recipe, target: TrainState, seed: int) -> TrainState:
     return jax.jit(partial(init_state, recipe), out_shardings=shardings)(*streams.init(seed))
 
 
-def compile_step(recipe: Recipe, mesh: Mesh, target: TrainState, constants: Any) -> Callable:
-    """(active, state, constants, batch [batches_per_step, B, ...]) -> (state, metrics), jitted.
+def compile_steps(recipe: Recipe, mesh: Mesh, target: TrainState, constants: Any) -> Callable:
+    """(active, state, constants, resident, feed) -> (state, metrics): `train_steps`, jitted.
 
-    The state is donated. `constants` on the devices are arguments of the program, no part of it.
+    The state is donated. `constants` and the columns of `resident` are on the devices, arguments of
+    the program and no part of it.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
-
-    def run(
-        active: tuple[int, ...], state: TrainState, constants: Any, batch: Any
-    ) -> tuple[TrainState, dict]:
-        return train_step(recipe, active, state, constants, batch)
-
     return jax.jit(
-        run,
+        partial(train_steps, recipe),
         static_argnums=0,
         in_shardings=(
             shardings,
             jax.tree.map(lambda leaf: leaf.sharding, constants),
-            split(mesh, 1),
+            replicated(mesh),
+            split(mesh, 2),
         ),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=1,
@@ -129,6 +125,8 @@ def compile_step(recipe: Recipe, mesh: Mesh, target: TrainState, constants: Any)
 def put(mesh: Mesh, tree: Any, axis: int = 0) -> Any:
     """Host arrays of this process -> global arrays whose `axis` is split over all devices."""
     sharding = split(mesh, axis)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)  # one call for all, a third of the other's time
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
     )

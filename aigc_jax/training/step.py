@@ -41,6 +41,25 @@ class TrainState:
     skipped_in_row: jax.Array
 
 
+@flax.struct.dataclass
+class Metrics:
+    """What steps report, as one array, which costs the host one transfer.
+
+    Attributes:
+      values: float32 [steps, names].
+      names: of its columns, in order.
+    """
+
+    values: jax.Array
+    names: tuple[str, ...] = flax.struct.field(pytree_node=False)
+
+    def rows(self) -> list[dict[str, float]]:
+        """{name: value} of each step; waits for them."""
+        return [
+            dict(zip(self.names, row, strict=True)) for row in jax.device_get(self.values).tolist()
+        ]
+
+
 class Recipe(NamedTuple):
     """What stays the same over a run.
 
@@ -197,3 +216,34 @@ def train_step(
         "skipped": state.skipped,
         "skipped_in_row": state.skipped_in_row,
     }
+
+
+def train_steps(
+    recipe: Recipe,
+    active: tuple[int, ...],
+    state: TrainState,
+    constants: Any,
+    resident: Mapping[str, jax.Array],
+    feed: Batch,
+) -> tuple[TrainState, Metrics]:
+    """Steps of the same phases, as many as the feed is long, one after the other in one program.
+
+    Not for convolutions on a CPU: their gradients are up to 70 times slower in a loop, and their
+    last bits are others (findings/xla_cpu_convolution_gradient_in_loop.sh).
+
+    Args:
+      recipe, active, state, constants: as of `train_step`.
+      resident: columns [N, ...] of all training data; {} where the feed holds examples.
+      feed: leaves [steps, batches_per_step, B, ...], examples as loaded; or int32
+        [steps, batches_per_step, B], their rows in `resident`, by domain ("x", "other").
+    """
+
+    def one(state: TrainState, own: Batch) -> tuple[TrainState, Metrics]:
+        batch = own
+        if resident:  # labels go with the examples of their domain, "x"
+            batch = {name: column[own.get(name, own["x"])] for name, column in resident.items()}
+        state, found = train_step(recipe, active, state, constants, batch)
+        names = tuple(sorted(found))
+        return state, Metrics(jnp.stack([jnp.float32(found[name]) for name in names]), names)
+
+    return jax.lax.scan(one, state, feed)

@@ -60,11 +60,11 @@ class Writer:
         )
         self._started, self._first = time.monotonic(), start
 
-    def advance(self) -> None:
-        """Moves the progress bar by one step."""
+    def advance(self, steps: int) -> None:
+        """Moves the progress bar by so many steps."""
         if self._on:
             with contextlib.suppress(OSError):  # the terminal was closed
-                self._bar.update(self._batch_size)
+                self._bar.update(steps * self._batch_size)
 
     def say(self, message: str) -> None:
         """A line for the reader, above the bar."""

@@ -88,6 +88,9 @@ def base() -> ConfigDict:
             "steps": 10_000,
             "sharding": "replicated",  # or "fsdp"
             "max_skipped": 20,  # steps in a row with non-finite gradients before the run stops
+            # Steps of one program, between which nothing is logged, saved or stopped; 0: as many as
+            # suit the devices, 1 on a CPU.
+            "steps_per_dispatch": 0,
         }
     )
     config.optimizer = ConfigDict(

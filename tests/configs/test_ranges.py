@@ -22,6 +22,7 @@ OF_A_FAMILY = ("network", "diffusion", "vae", "gan", "cyclegan", "sampling")
 # Numbers that may be 0: "none", "never", "all of them", or a limit that makes sense.
 ZERO = {
     *("seed", "data.image_size", "data.crop", "train.max_skipped"),
+    "train.steps_per_dispatch",
     *("augment.shift", "augment.jitter", "augment.rotation", "augment.scale"),
     *("optimizer.learning_rate", "optimizer.warmup", "optimizer.decay_steps"),
     *("optimizer.decay_start", "optimizer.learning_rate_end", "optimizer.clip", "optimizer.b1"),
@@ -254,7 +255,7 @@ def check_told(changes, words, base="vae_digits"):
         ({"network.activation": "reul"}, "is one of relu, tanh, not 'reul'; did you mean 'relu'?"),
         ({"data.in_memory": "yes"}, "config.data.in_memory is True or False or None, not 'yes'"),
         ({"published": (("fid", "3", "paper"),)}, "maybe empty, of (text, a number that is finite"),
-        ({"train": {"batch_size": 8}}, "config.train lacks 'steps', 'sharding', 'max_skipped'"),
+        ({"train": {"batch_size": 8}}, "config.train lacks 'steps', 'sharding', 'max_skipped', "),
         ({"optimzer": {}}, "not 'optimzer'; did you mean 'optimizer'?"),
         ({"gan": {}}, "a section of a config of family 'vae' is one of family, seed, "),
         ({"log.evrey": 3}, "config.log has no key 'evrey' (did you mean 'every'?)"),

@@ -298,11 +298,11 @@ def steps(devices, mode="replicated", count=5):
     mesh = sharding.make_mesh(jax.devices()[:devices])
     target = sharding.abstract_state(plan, mesh, mode)
     state = sharding.new_state(plan, target, 0)
-    step = sharding.compile_step(plan, mesh, target, {})
+    step = toys.one_step(plan, mesh, target, {})
     batches = loader.batches(two_domains().sources["a+b"], batch_size=BATCH, seed=0)
     metrics = []
     for batch in itertools.islice(batches, count):
-        state, found = step((0, 1), state, {}, sharding.put(mesh, batch, axis=1))
+        state, found = step((0, 1), state, batch)
         metrics.append(found)
     batches.close()
     return state, metrics

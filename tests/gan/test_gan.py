@@ -239,12 +239,11 @@ def test_eight_devices_train_as_one(mode, norm, penalty):
     active, start, found = active_phases(plan.family, 0), started(plan), []
     for mesh in (ONE, sharding.make_mesh()):
         target = sharding.abstract_state(plan, mesh, mode)
-        step = sharding.compile_step(plan, mesh, target, {})
+        step = toys.one_step(plan, mesh, target, {})
         shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
         state = jax.device_put(jax.tree.map(jnp.copy, start), shardings)
         for _ in range(2):
-            batch = sharding.put(mesh, digits(), axis=1)
-            state, metrics = step(active, state, {}, batch)
+            state, metrics = step(active, state, digits())
         found.append(sharding.fetch((state.params, state.extra, metrics)))
     for one, eight in zip(*(jax.tree.leaves(f) for f in found), strict=True):
         np.testing.assert_allclose(one, eight, rtol=2e-4, atol=2e-6)

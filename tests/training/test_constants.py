@@ -66,9 +66,9 @@ def test_frozen_networks_are_arguments_laid_out_like_the_state(monkeypatch):
     assert not placed["teacher"]["w"].sharding.is_fully_replicated
     plan = toys.recipe_of(family, toys.config())
     target = sharding.abstract_state(plan, mesh, "fsdp")
-    step = sharding.compile_step(plan, mesh, target, placed)
-    batch = {"x": jax.ShapeDtypeStruct((1, 16, 4, 4, 1), np.uint8)}
-    lowered = step.lower((0,), target, placed, batch)
+    step = sharding.compile_steps(plan, mesh, target, placed)
+    batch = {"x": jax.ShapeDtypeStruct((1, 1, 16, 4, 4, 1), np.uint8)}
+    lowered = step.lower((0,), target, placed, {}, batch)
     text = lowered.as_text()
     assert "2.000000e+00> : tensor<16xf32>" not in text  # no constant of the program
     arguments = len(jax.tree.leaves((target, placed, batch)))

@@ -33,15 +33,13 @@ def steps(devices, mode, count=5):
     plan, mesh = toys.recipe_of(family, config), mesh_of(devices)
     target = sharding.abstract_state(plan, mesh, mode)
     state = sharding.new_state(plan, target, 0)
-    run = sharding.compile_step(plan, mesh, target, {})
+    run = toys.one_step(plan, mesh, target, {})
     source = toys.dataset().sources["train"]
     batches = loader.batches(source, batch_size=16, seed=0, batches_per_step=2)
     shown = []
     for step, batch in enumerate(itertools.islice(batches, count)):
         before = state
-        batch = sharding.put(mesh, batch, axis=1)
-        with jax.transfer_guard("disallow"):
-            state, metrics = run(active_phases(family, step), state, {}, batch)
+        state, metrics = run(active_phases(family, step), state, batch)
         assert all(x.is_deleted() for x in jax.tree.leaves(before.params))  # donated
         shown.append(metrics)
     batches.close()

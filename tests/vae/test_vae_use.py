@@ -245,11 +245,11 @@ def train(devices, count=3, **changes):
     target = sharding.abstract_state(plan, mesh, "replicated")
     state = sharding.new_state(plan, target, 0)
     before = jax.device_get(state.params)
-    run, shown = sharding.compile_step(plan, mesh, target, {}), []
+    run, shown = toys.one_step(plan, mesh, target, {}), []
     for seed in range(count):
         batch = jax.tree.map(lambda x: x[None], digit_like(seed=seed))
-        state, found = run((0,), state, {}, sharding.put(mesh, batch, axis=1))
-        shown.append(jax.device_get(found))
+        state, found = run((0,), state, batch)
+        shown.append(found)
     return before, jax.device_get(state), shown, run
 
 
