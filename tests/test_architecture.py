@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "gan": ("gan", "networks", "modalities", "family", "checks"),
     "evaluation": ("evaluation", "networks", "formats", "modalities", *LEAVES),
     "report": ("report", "modalities", "files", "checks"),
-    "training": ("training", "data.loader", "data.sources", "modalities", *LEAVES),
+    "training": ("training", "data.feed", "data.sources", "modalities", *LEAVES),
     "sampling": ("sampling", "training.sharding", *LEAVES),
     "runs": (
         "runs", "sampling", "training", "evaluation", "report", "data", "modalities", "formats",

@@ -134,7 +134,7 @@ def train(
     run_steps, known = _compiled(recipe, mesh, target, mode)
     if restored:
         check_constants(checkpoints.about(start).get("constants", {}), known)
-    with _fed(source, mesh, recipe.family, batch_size, seed, start) as (resident, take):
+    with _fed(source, mesh, recipe.family, batch_size, seed, start) as take:
         given = initial() if initial and not restored else ({}, {})
         beside = {**about, "constants": known}
         writer, hooks = begin(start, parameters, beside)
@@ -145,18 +145,13 @@ def train(
             state = _from_weights(sharding.new_state(recipe, target, seed), *given)
         meter = Meter(writer, batch_size, max_skipped, checkpoints)
 
-        def dispatch(step: int, count: int, state: TrainState) -> tuple[TrainState, Metrics]:
-            feed = take(step, count)
-            meter.data_ready()
-            return run_steps(step, count, state, resident, feed)
-
         def save(state: TrainState, step: int, last: bool) -> None:
             if meter.may_save(step, last):
                 checkpoints.save(step, state, beside, prepared=hooks.prepare(state, step))
             if last:
                 checkpoints.wait()  # while a signal still finds us listening
 
-        state, step = _steps(dispatch, state, start, schedule, meter, writer, hooks, save)
+        state, step = _steps(run_steps, state, start, take, schedule, meter, writer, hooks, save)
         checkpoints.wait()
     meter.finish(step)
     if step == schedule.steps:
@@ -170,9 +165,9 @@ def train(
 @contextlib.contextmanager
 def _fed(
     source: Source, mesh: Any, family: Family, batch_size: int, seed: int, start: int
-) -> Iterator[tuple[Mapping[str, jax.Array], Callable[[int, int], Any]]]:
-    """Columns of training data on the devices, {} if they stay on the host, and (step, number of
-    steps) -> what a dispatch of these is given, on the devices."""
+) -> Iterator[Callable[[int, int], tuple[Any, Any]]]:
+    """(step, number of steps) -> what a dispatch of these is given, on the devices: columns of all
+    training data, {} if they stay on the host, and the feed."""
     plan = {
         "batch_size": batch_size,
         "seed": seed,
@@ -184,20 +179,19 @@ def _fed(
     feed = feeds.Rows(source, **plan) if columns else feeds.Examples(source, start, **plan)
     with contextlib.closing(feed):
         resident = sharding.place(columns, mesh)
-        yield resident, lambda step, count: sharding.put(mesh, feed.take(step, count), axis=2)
+        yield lambda step, count: (resident, sharding.put(mesh, feed.take(step, count), axis=2))
 
 
 def _compiled(
     recipe: Recipe, mesh: Any, target: TrainState, mode: str
 ) -> tuple[Callable[..., tuple[TrainState, Metrics]], dict[str, int]]:
-    """((step, number of steps, state, resident, feed) -> (state, metrics), {name of a frozen
-    network: its digest})."""
+    """((step, state, resident, feed) -> (state, metrics), {frozen network: its digest})."""
     constants = recipe.family.constants() if recipe.family.constants else {}
     constants = sharding.place(constants, mesh, mode)
     compiled = sharding.compile_steps(recipe, mesh, target, constants)
 
     def run_steps(
-        step: int, count: int, state: TrainState, resident: Any, feed: Any
+        step: int, state: TrainState, resident: Any, feed: Any
     ) -> tuple[TrainState, Metrics]:
         active = active_phases(recipe.family, step)  # and of all of them
         with jax.transfer_guard("disallow"):
@@ -207,9 +201,10 @@ def _compiled(
 
 
 def _steps(
-    dispatch: Callable[[int, int, TrainState], tuple[TrainState, Metrics]],
+    run_steps: Callable[..., tuple[TrainState, Metrics]],
     state: TrainState,
     start: int,
+    take: Callable[[int, int], tuple[Any, Any]],
     schedule: Schedule,
     meter: Meter,
     writer: Writer,
@@ -240,7 +235,9 @@ def _steps(
                 return state, step
             count = schedule.until_due(step)
             meter.lap()
-            state, metrics = dispatch(step, count, state)
+            given = take(step, count)
+            meter.data_ready()
+            state, metrics = run_steps(step, state, *given)
             step += count
             meter.add(step, metrics)
             writer.advance(count)
