@@ -299,7 +299,9 @@ def target(family: str = "one", mode: str = "replicated", devices: int = 8) -> A
 def arrays(tree: Any) -> list[np.ndarray]:
     """Every leaf on the host, keys as their bits."""
 
-    def of(leaf: jax.Array) -> np.ndarray:
+    def of(leaf: jax.Array | float) -> np.ndarray:
+        if isinstance(leaf, float):
+            return np.asarray(leaf)
         typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return np.asarray(jax.random.key_data(leaf) if typed else leaf)
 

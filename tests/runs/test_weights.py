@@ -287,7 +287,8 @@ def test_the_network_of_diffusers_own_example_is_sampled_by_any_config(tmp_path,
     files.write_json(run / "config.json", folders.as_dict(model.config))
     folders.write_spec(run, model.spec)
     own.init_from = str(run)
-    assert models.with_network(own, tmp_path / "none")["network"] == model.config["network"]
+    whole = {"scale_shift": False} | model.config["network"]
+    assert models.with_network(own, tmp_path / "none")["network"] == whole
     own.network.heads = 1
     with pytest.raises(ValueError, match=r"run has other heads: give --config.network.heads=2"):
         models.with_network(own, tmp_path / "none")

@@ -13,7 +13,7 @@ from aigc_jax import streams
 from aigc_jax.runs.folder import RunMismatch
 from aigc_jax.training.checkpoint import complete_steps
 from aigc_jax.training.meter import PATIENCE, DivergedError, Meter
-from aigc_jax.training.step import all_finite, init_state, train_step
+from aigc_jax.training.step import Metrics, all_finite, init_state, train_step
 
 BARE = {"log.eval_every": 0, "log.sample_every": 0, "checkpoint.best": ""}
 
@@ -27,8 +27,8 @@ def metered(losses, limit=3, saved=()):
     meter.lap()
     for step, loss in enumerate(losses, 1):
         in_row = in_row + 1 if loss is None else 0
-        row = {"net/loss": np.float32(np.nan if loss is None else loss), "skipped": 0}
-        meter.add(step, row | {"skipped_in_row": in_row})
+        row = {"net/loss": np.nan if loss is None else loss, "skipped": 0, "skipped_in_row": in_row}
+        meter.add(step, Metrics(np.array([list(row.values())], np.float32), tuple(row)))
     meter.flush(len(losses))
     return meter, said
 
