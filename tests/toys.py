@@ -300,9 +300,7 @@ def arrays(tree: Any) -> list[np.ndarray]:
     """Every leaf on the host, keys as their bits."""
 
     def of(leaf: jax.Array | float) -> np.ndarray:
-        if isinstance(leaf, float):
-            return np.asarray(leaf)
-        typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        typed = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
         return np.asarray(jax.random.key_data(leaf) if typed else leaf)
 
     return [of(leaf) for leaf in jax.tree.leaves(tree)]
