@@ -1,7 +1,7 @@
 """Steps a second of whole runs, in this checkout and in another one, which take turns.
 
-    git worktree add /tmp/before COMMIT
-    PYTHONPATH=. python benchmarks/loop_speed.py --before=/tmp/before [--configs=vae_digits,...]
+    git worktree add ../before COMMIT
+    PYTHONPATH=. python benchmarks/loop_speed.py --before=../before [--configs=vae_digits,...]
 
 Nothing is evaluated, drawn or saved before a run's end, so what is measured is the training loop:
 the data's order and way to the devices, the steps, the metrics' way back. Of each run the best row

@@ -1,6 +1,5 @@
 """What a dispatch of training steps is given: examples, or the rows of data on the devices."""
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +12,7 @@ ON_DEVICE = 2**30  # bytes of training data that are held on every device
 
 
 class Feed(Protocol):
-    """Batches by step; close it in the end."""
+    """What dispatches are given, by step; close it in the end."""
 
     def take(self, step: int, count: int) -> dict[str, np.ndarray]:
         """Of `count` steps from `step` on, leaves [count, batches_per_step, B, ...].
@@ -54,7 +53,17 @@ class Rows:
         pass
 
 
-def columns(source: Source) -> Mapping[str, np.ndarray]:
+def opened(source: Source, start: int, **of_plan: Any) -> tuple[dict[str, np.ndarray], Feed]:
+    """(columns [N, ...] of all examples, for every device, and the feed of their rows), or ({}, the
+    feed of examples) where `columns` leaves them on the host; from step `start` on.
+
+    Arguments as of `loader.batches`.
+    """
+    found = columns(source)
+    return found, Rows(source, **of_plan) if found else Examples(source, start, **of_plan)
+
+
+def columns(source: Source) -> dict[str, np.ndarray]:
     """The whole of a source, if it is in memory and small enough for every device; else {}."""
     if isinstance(source, Pairs):
         parts = (source.a, source.b)

@@ -175,8 +175,7 @@ def _fed(
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
     }
-    columns = feeds.columns(source)
-    feed = feeds.Rows(source, **plan) if columns else feeds.Examples(source, start, **plan)
+    columns, feed = feeds.opened(source, start, **plan)
     with contextlib.closing(feed):
         resident = sharding.place(columns, mesh)
         yield lambda step, count: (resident, sharding.put(mesh, feed.take(step, count), axis=2))
@@ -249,24 +248,25 @@ def _steps(
 def dispatched(schedule: Schedule, family: Family, backend: str) -> Schedule:
     """The schedule with as many steps of a program as are asked for, or as suit a backend.
 
-    A CPU makes one, see `train_steps`; other backends make the most steps that divide all
-    distances, so that no step goes alone.
+    A CPU makes one, see `train_steps`; others the number up to `MOST` that needs the fewest
+    dispatches from one thing that is due to the next, counting those that make one step.
 
     Raises:
       ValueError: more steps than lie between two things that are due.
     """
     schedule = schedule._replace(phases=tuple({p.every for p in family.phases} - {1}))
-    shortest = min(schedule.distances)
+    shortest = min([*schedule.distances, *(every - 1 for every in schedule.phases)])
     if schedule.dispatch > shortest:
         raise SettingError(
             f"train.steps_per_dispatch={schedule.dispatch} is more than the {shortest} steps after "
             "which something is due (log.every, log.eval_every, log.sample_every, checkpoint.every "
-            f"or the run's end): set it to {shortest} or less, or 0 to have it chosen"
+            "or the run's end) or a phase runs that other steps lack: set it to "
+            f"{shortest} or less, or 0 to have it chosen"
         )
     if schedule.dispatch or backend == "cpu":
         return schedule._replace(dispatch=schedule.dispatch or 1)
-    common = math.gcd(*schedule.distances, *(every - 1 for every in schedule.phases))
-    return schedule._replace(dispatch=max(k for k in range(1, MOST + 1) if common % k == 0))
+    steps = range(1, min(MOST, shortest) + 1)
+    return schedule._replace(dispatch=min(steps, key=lambda k: shortest // k + shortest % k))
 
 
 def due(every: int, step: int, start: int, steps: int) -> bool:

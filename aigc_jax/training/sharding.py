@@ -126,7 +126,7 @@ def put(mesh: Mesh, tree: Any, axis: int = 0) -> Any:
     """Host arrays of this process -> global arrays whose `axis` is split over all devices."""
     sharding = split(mesh, axis)
     if jax.process_count() == 1:
-        return jax.device_put(tree, sharding)  # one call for all, a third of the other's time
+        return jax.device_put(tree, sharding)  # one call for all of them
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
     )

@@ -228,7 +228,7 @@ def train_steps(
 ) -> tuple[TrainState, Metrics]:
     """Steps of the same phases, as many as the feed is long, one after the other in one program.
 
-    Not for convolutions on a CPU: their gradients are up to 70 times slower in a loop, and their
+    Not for convolutions on a CPU: their gradients are tens of times slower in a loop, and their
     last bits are others (findings/xla_cpu_convolution_gradient_in_loop.sh).
 
     Args:
@@ -246,7 +246,7 @@ def train_steps(
         names = tuple(sorted(found))
         return state, Metrics(jnp.stack([jnp.float32(found[name]) for name in names]), names)
 
-    if len(jax.tree.leaves(feed)[0]) == 1:  # a loop even of one step is that slow
+    if len(jax.tree.leaves(feed)[0]) == 1:  # a loop of one step is as slow
         state, metrics = one(state, jax.tree.map(lambda x: x[0], feed))
         return state, metrics.replace(values=metrics.values[None])
     return jax.lax.scan(one, state, feed)

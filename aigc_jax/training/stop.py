@@ -17,7 +17,9 @@ AT_ONCE = 130  # exit code; 128 + SIGINT, as a shell gives
 
 @contextlib.contextmanager
 def asked() -> Iterator[Callable[[int], bool]]:
-    """Yields step -> whether to stop there: after a signal, with several processes to any of them.
+    """Yields turn -> whether to stop there: after a signal, with several processes to any of them.
+
+    Turns are counted from 0, one after the other, the same on all processes, which agree on one.
 
     With several processes SIGTERM is the runtime's, and a second one of it changes nothing.
     A signal that whoever started the process had ignored stays ignored, as SIGHUP under nohup.

@@ -113,9 +113,10 @@ def test_a_dispatch_ends_where_something_is_due():
     [
         (100, 1, "cpu", 1),
         (100, 1, "tpu", 25),
-        (96, 1, "gpu", 8),  # 96 and 5000 share no more
+        (96, 1, "gpu", 32),
+        (37, 1, "gpu", 18),  # two of 18 and one alone
         (100, 5, "gpu", 4),  # between two steps with the other phase
-        (100, 16, "gpu", 5),
+        (100, 16, "gpu", 15),
         (100, 2, "gpu", 1),
     ],
 )
@@ -126,14 +127,17 @@ def test_backends_choose_the_steps_of_a_dispatch(log, every, backend, expected):
 
 
 def test_more_steps_than_lie_between_two_events_are_refused(tmp_path):
-    with pytest.raises(SettingError, match=re.escape("=7 is more than the 5 steps")):
-        toys.train(tmp_path / "run", "two", RUN | {"train.steps_per_dispatch": 7})
+    """Also between two steps with a phase that the others lack: the penalty, every fourth."""
+    with pytest.raises(SettingError, match=re.escape("=4 is more than the 3 steps")):
+        toys.train(tmp_path / "run", "two", RUN | {"train.steps_per_dispatch": 4})
+    with pytest.raises(SettingError, match=re.escape("=6 is more than the 5 steps")):
+        toys.train(tmp_path / "run", changes=RUN | {"train.steps_per_dispatch": 6})
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_one_step_is_no_loop(count):
-    """In a loop, even of one step, a CPU takes the gradients of convolutions 20 times as long."""
+    """In a loop, even of one step, a CPU takes many times as long for convolutions' gradients."""
     plan = toys.recipe_of(toys.one_player(), toys.config())
     feed = {"x": jax.ShapeDtypeStruct((count, 1, 16, 4, 4, 1), np.uint8)}
     made = jax.make_jaxpr(partial(train_steps, plan, (0,)))(toys.target(), {}, {}, feed)
