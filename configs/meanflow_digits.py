@@ -1,9 +1,9 @@
-"""MeanFlow on the embedded digits: samples in one network call, minutes on a CPU core.
+"""MeanFlow on the embedded digits: samples in one network call, an hour on a CPU core.
 
     python launch.py --config=configs/meanflow_digits.py
 
-Like ddpm_digits, whose samples take 60 calls: nothing downloaded, not published anywhere. It sees
-256,000 images in training, ddpm_digits 192,000.
+Like ddpm_digits, whose samples take 60 calls: nothing downloaded, not published anywhere. One call
+has to do what many do there: the network is wider, and sees 448,000 images instead of 192,000.
 """
 
 from ml_collections import ConfigDict
@@ -31,5 +31,6 @@ def get_config(variant: str = "") -> ConfigDict:
     # not their mean; in 64 dimensions the two are apart, and samples by any number of calls worse.
     config.diffusion.update({"ratio": 0.5, "tangent": "predicted", "norm_p": 0.0})
     config.network.scale_shift = True  # of two times, which a shift before a norm hardly tells
-    config.train.steps = 4000
+    config.network.width = 40
+    config.train.steps = 7000
     return finish(config, VARIANTS, variant)
