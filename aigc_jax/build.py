@@ -43,4 +43,36 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     """
     checks.one_of("config.family", config["family"], FAMILIES)
     module = importlib.import_module(FAMILIES[config["family"]][0])
-    return module.build(Sections(config), spec)
+    networks = of_networks(config)
+    try:
+        return module.build(Sections({**config, "network": networks}), spec)
+    except SettingError as error:
+        if "has no key 'remat'" in str(error):
+            raise SettingError(
+                "config.train.remat=True: a network of this experiment has no blocks whose "
+                "activations could be computed again; set it to False"
+            ) from error
+        raise
+
+
+def of_networks(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `network`, each network of which takes what `config.train` says of all.
+
+    Raises:
+      ValueError: a network that says it of its own, as runs of earlier versions did.
+    """
+    train, network = Sections(config)["train"], dict(Sections(config)["network"])
+    given = {"dtype": checks.entry("train", train, "precision", checks.DType)}
+    if checks.entry("train", train, "remat", bool):
+        given["remat"] = True  # networks without blocks have no such argument
+
+    def handed_on(name: str, own: Mapping[str, Any]) -> dict[str, Any]:
+        for key, of_train in (("dtype", "precision"), ("remat", "remat")):
+            if key in own:
+                raise SettingError(f"config.{name}.{key} is config.train.{of_train}: set it there")
+        return {**own, **given}
+
+    players = {key: own for key, own in network.items() if hasattr(own, "items")}
+    if not players:
+        return handed_on("network", network)
+    return network | {key: handed_on(f"network.{key}", own) for key, own in players.items()}

@@ -215,6 +215,15 @@ def section(
     return found
 
 
+def entry(name: str, settings: Mapping[str, Any], key: str, kind: Any) -> Any:
+    """One setting of a section that is checked as a whole elsewhere.
+
+    Raises:
+      ValueError: the section lacks it, or it is not of its kind.
+    """
+    return section(name, {key: settings[key]} if key in settings else {}, {key: kind})[key]
+
+
 def kinds(
     function: Callable[..., Any], only: Iterable[str] = (), given: Iterable[str] = ()
 ) -> dict[str, Any]:

@@ -24,7 +24,6 @@ VARIANTS = {
     "folder": {"data.name": "folder"},
     "at128": {"data.image_size": 128, "augment.jitter": 15, "network.generator.blocks": 6},
     "no_identity": {"cyclegan.identity": 0.0},
-    "bf16": cyclegan.BF16,
     "smoke": cyclegan.SMOKE,
 }
 

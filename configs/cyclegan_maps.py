@@ -35,7 +35,6 @@ VARIANTS = {
         "log.sample_every": 1000,
         "checkpoint.every": 1000,
     },
-    "bf16": cyclegan.BF16,
     "smoke": cyclegan.SMOKE,
 }
 

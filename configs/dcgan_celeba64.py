@@ -18,8 +18,6 @@ VARIANTS = gan.LOSSES | {
     # One's own faces, framed already: a folder or .zip in data.path.
     "folder": {"data.name": "folder", "data.crop": 0},
     "narrow": {"network.generator.width": 32, "network.discriminator.width": 32},
-    "bf16": {"network.generator.dtype": "bfloat16", "network.discriminator.dtype": "bfloat16"},
-    "fsdp": {"train.sharding": "fsdp"},
     "smoke": gan.SMOKE,
 }
 
@@ -29,8 +27,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config = gan.gan()
     config.data.update({"name": "celeb_a", "crop": 140, "image_size": 64})
     config.augment.flip = True
-    for player in ("generator", "discriminator"):
-        config.network[player].dtype = "float32"
     config.train.update({"batch_size": 128, "steps": 40_000})
     config.log.update({"eval_every": 2000, "sample_every": 2000})
     config.checkpoint.every = 2000

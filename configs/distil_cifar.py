@@ -17,8 +17,6 @@ from configs.bases.base import finish
 VARIANTS = {
     "four_steps": {"diffusion.student_steps": 4, "train.steps": 350_000},
     "conditional": {"diffusion.conditional": True},
-    "bf16": {"network.dtype": "bfloat16"},
-    "fsdp": {"train.sharding": "fsdp"},
     "smoke": diffusion.SMOKE
     | {
         "diffusion.process.timesteps": 20,

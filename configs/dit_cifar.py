@@ -45,7 +45,6 @@ def get_config(variant: str = "") -> ConfigDict:
             "position": "sincos",
             "qk_norm": False,
             "swiglu": False,
-            "dtype": "float32",
         }
     )
     config.diffusion.conditional = True

@@ -23,8 +23,6 @@ VARIANTS = {
         "diffusion.times": {"name": "log_normal", "mean": -1.0, "std": 1.4},
     },
     "conditional": {"diffusion.conditional": True},
-    "bf16": {"network.dtype": "bfloat16"},
-    "fsdp": {"train.sharding": "fsdp"},
     "smoke": diffusion.SMOKE_CONTINUOUS | {"sampling.steps": 2},
 }
 

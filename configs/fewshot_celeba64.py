@@ -28,8 +28,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config = gan.gan()
     config.data.update({"name": "folder", "image_size": 64, "train_split": "train[:100]"})
     config.augment.flip = True
-    for player in ("generator", "discriminator"):
-        config.network[player].dtype = "float32"
     config.network.discriminator.norm = "none"
     config.gan.loss = "relativistic"
     config.gan.penalty.update({"name": "r1_r2", "weight": 1.0})

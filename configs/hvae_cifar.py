@@ -2,7 +2,7 @@
 
     python launch.py --config=configs/hvae_cifar.py          # downloads and prepares CIFAR-10
     python launch.py --config=configs/hvae_cifar.py:small    # minutes on two CPU cores
-    python launch.py --config=configs/hvae_cifar.py --config.network.dtype=bfloat16
+    python launch.py --config=configs/hvae_cifar.py --config.train.precision=bfloat16
 
 Published: 2.87 bits/dim of the test set, the mean of four runs (2.842 to 2.898), with 39 million
 parameters in under a week on two GPUs (openai/vdvae:README.md, hps.py). That code stops nowhere in
@@ -34,8 +34,6 @@ VARIANTS = {
     },
     "beta_warmup": {"vae.kl.weight": "linear", "vae.kl.steps": 10_000},
     "cool": {"sampling.temperature": 0.8},
-    "bf16": {"network.dtype": "bfloat16"},
-    "fsdp": {"train.sharding": "fsdp"},
     "smoke": base.SMOKE
     | {
         "network.latent": 4,

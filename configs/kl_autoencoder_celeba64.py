@@ -40,8 +40,6 @@ VARIANTS = {
         "log.sample_every": 1000,
         "evaluation.examples": 512,
     },
-    "bf16": {"network.dtype": "bfloat16"},
-    "fsdp": {"train.sharding": "fsdp"},
     "smoke": base.SMOKE
     | {
         "network.width": 8,
@@ -70,7 +68,6 @@ def get_config(variant: str = "") -> ConfigDict:
             "latent": 3,
             "attention": True,
             "groups": 32,
-            "dtype": "float32",
         }
     )
     config.vae.likelihood.name = "laplace"

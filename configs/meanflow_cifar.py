@@ -17,8 +17,6 @@ from configs.bases.base import finish, half_life
 VARIANTS = {
     "improved": {"diffusion.tangent": "predicted"},
     "conditional": {"diffusion.conditional": True},
-    "bf16": {"network.dtype": "bfloat16"},
-    "fsdp": {"train.sharding": "fsdp"},
     "smoke": diffusion.SMOKE_CONTINUOUS | {"sampling.steps": 1},
 }
 

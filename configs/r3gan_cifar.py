@@ -42,8 +42,6 @@ VARIANTS = {
         "checkpoint.every": 500,
         "evaluation.examples": 512,
     },
-    "bf16": {"network.generator.dtype": "bfloat16", "network.discriminator.dtype": "bfloat16"},
-    "fsdp": {"train.sharding": "fsdp"},
     "smoke": SMOKE
     | {
         "network.generator.widths": (8, 8),
@@ -67,7 +65,6 @@ def get_config(variant: str = "") -> ConfigDict:
         "blocks": (2,) * STAGES,
         "cardinality": (96,) * STAGES,
         "expansion": 2,
-        "dtype": "float32",
     }
     config.network = ConfigDict(
         {

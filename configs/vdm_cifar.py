@@ -17,7 +17,7 @@ from configs.bases.base import finish, half_life
 VARIANTS = {
     key: value
     for key, value in diffusion.VARIANTS.items()
-    if key in ("v", "x0", "conditional", "ddim50", "bf16", "fsdp")
+    if key in ("v", "x0", "conditional", "ddim50")
 } | {
     "smoke": {k: v for k, v in diffusion.SMOKE.items() if k != "diffusion.process.timesteps"}
     | {"network.multipliers": (1,)},

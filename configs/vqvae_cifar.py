@@ -37,7 +37,6 @@ VARIANTS = {
     },
     "mixture": {"vae.likelihood.name": "logistic_mixture"},
     "uniform": {"sampling.prior": "uniform"},
-    "bf16": {"network.dtype": "bfloat16"},
     "smoke": base.SMOKE
     | {
         "network.latent": 4,

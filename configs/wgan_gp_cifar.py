@@ -24,8 +24,6 @@ VARIANTS = {
         "checkpoint.every": 500,
         "evaluation.examples": 512,
     },
-    "bf16": {"network.generator.dtype": "bfloat16", "network.discriminator.dtype": "bfloat16"},
-    "fsdp": {"train.sharding": "fsdp"},
     "smoke": gan.SMOKE | {"gan.critics": 2},
 }
 
@@ -37,7 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.augment.flip = True
     config.network = ConfigDict(
         {
-            "generator": {"name": "resnet", "latent": 128, "width": 128, "dtype": "float32"},
+            "generator": {"name": "resnet", "latent": 128, "width": 128},
             "discriminator": {
                 "name": "resnet",
                 "width": 128,
@@ -45,7 +43,6 @@ def get_config(variant: str = "") -> ConfigDict:
                 "pool": "mean",
                 "attention": False,
                 "conditioning": "none",
-                "dtype": "float32",
             },
         }
     )

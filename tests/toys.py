@@ -208,6 +208,9 @@ def config(family: str = "one", changes: Mapping[str, Any] | None = None) -> dic
         "train": {
             "batch_size": 16,
             "steps": 6,
+            "precision": "float32",
+            "remat": False,
+            "microbatches": 1,
             "sharding": "replicated",
             "max_skipped": 3,
             "steps_per_dispatch": 1,
@@ -236,13 +239,7 @@ def config(family: str = "one", changes: Mapping[str, Any] | None = None) -> dic
     }
     if family == "two":
         nested["optimizer"] = {"generator": optimizer("adam"), "discriminator": optimizer("sgd")}
-    for key, value in (changes or {}).items():
-        *path, last = key.split(".")
-        inner = nested
-        for name in path:
-            inner = inner[name]
-        inner[last] = value
-    return nested
+    return folders.with_settings(nested, changes or {})
 
 
 def train(

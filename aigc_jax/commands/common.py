@@ -55,7 +55,8 @@ def open_data(config: Mapping[str, Any], splits: Iterable[str] = ()) -> RealData
 def recipe_of(config: Mapping[str, Any], family: Family, spec: DataSpec) -> Recipe:
     """What a config says of a run's steps."""
     sections = {name: config[name] for name in ("optimizer", "ema", "augment")}
-    return recipe(family, spec, batch_size=config["train"]["batch_size"], **sections)
+    train = {key: config["train"][key] for key in ("batch_size", "microbatches")}
+    return recipe(family, spec, **train, **sections)
 
 
 def rebuilder(config: Mapping[str, Any], spec: DataSpec) -> Callable[[Mapping[str, Any]], Family]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 from aigc_jax import build
-from aigc_jax.checks import OR_EMPTY, Count, Finite, OneOf, Range, Whole, one_of, value
+from aigc_jax.checks import OR_EMPTY, Count, DType, Finite, OneOf, Range, Whole, one_of, value
 from aigc_jax.commands import common
 from aigc_jax.errors import SettingError
 from aigc_jax.family import DataSpec, Family
@@ -30,6 +30,9 @@ class Train(NamedTuple):
 
     batch_size: Count
     steps: Count
+    precision: DType
+    remat: bool
+    microbatches: Count
     sharding: Annotated[str, OneOf(sharding.MODES)]
     max_skipped: Whole
     steps_per_dispatch: Whole

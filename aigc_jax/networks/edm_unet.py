@@ -20,6 +20,7 @@ from aigc_jax.networks.layers import (
     GroupNorm,
     SelfAttention,
     augment_embedding,
+    block_of,
     check_extra,
     check_label,
     conv,
@@ -64,6 +65,7 @@ class EDMUNet(nn.Module):
     augment_dim: Whole = 0
     second_time: bool = False
     dtype: DType = "float32"
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -89,7 +91,7 @@ class EDMUNet(nn.Module):
         check_extra(augment, self.augment_dim, t2, self.second_time)
         setting = f"network.multipliers={tuple(self.multipliers)}"
         halved_sides(x.shape[1:3], len(self.multipliers) - 1, setting)
-        block = partial(Block, dropout=self.dropout)
+        block = partial(block_of(Block, self.remat), dropout=self.dropout if train else 0.0)
         widths = [self.width * m for m in self.multipliers]
 
         embedding = self._embedding(t, label, augment, t2)
@@ -99,30 +101,24 @@ class EDMUNet(nn.Module):
         for i, width in enumerate(widths):
             if i > 0:
                 down = block(widths[i - 1], resample="down", name=f"down_{i}_downsample")
-                h = down(h, embedding, train=train)
+                h = down(h, embedding)
                 skips.append(h)
             for j in range(self.blocks):
                 attends = h.shape[1] in self.attention
-                h = block(width, attention=attends, name=f"down_{i}_block_{j}")(
-                    h, embedding, train=train
-                )
+                h = block(width, attention=attends, name=f"down_{i}_block_{j}")(h, embedding)
                 skips.append(h)
 
         for j in range(2):
-            h = block(widths[-1], attention=j == 0, name=f"middle_block_{j}")(
-                h, embedding, train=train
-            )
+            h = block(widths[-1], attention=j == 0, name=f"middle_block_{j}")(h, embedding)
 
         for i, width in reversed(list(enumerate(widths))):
             if i < len(widths) - 1:
                 up = block(widths[i + 1], resample="up", name=f"up_{i}_upsample")
-                h = up(h, embedding, train=train)
+                h = up(h, embedding)
             for j in range(self.blocks + 1):
                 attends = j == self.blocks and h.shape[1] in self.attention
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = block(width, attention=attends, name=f"up_{i}_block_{j}")(
-                    h, embedding, train=train
-                )
+                h = block(width, attention=attends, name=f"up_{i}_block_{j}")(h, embedding)
 
         h = h.astype(jnp.float32)
         h = nn.swish(GroupNorm(_groups(h), name="norm_out")(h))
@@ -160,6 +156,7 @@ class Block(nn.Module):
     Attributes:
         resample: "down" halves the map by means of 2x2 in both branches, "up" doubles it by its
             nearest neighbours; "" does neither.
+        dropout: rate, drawn from rng "dropout"; 0 outside training.
     """
 
     features: int
@@ -168,14 +165,14 @@ class Block(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x: jax.Array, embedding: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
         h = nn.swish(GroupNorm(_groups(x), name="norm1")(x))
         if self.resample:
             x, h = (mean_pool(a) if self.resample == "down" else nearest(a, 2) for a in (x, h))
         h = conv(h, self.features, name="conv1")
         h = h + dense(embedding, self.features, name="embedding").astype(h.dtype)[:, None, None, :]
         h = nn.swish(GroupNorm(_groups(h), name="norm2")(h))
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = nn.Dropout(self.dropout, deterministic=False)(h)
         h = conv(h, self.features, name="conv2", init=SMALL)
         if self.resample or x.shape[-1] != self.features:
             x = dense(x, self.features, name="shortcut")

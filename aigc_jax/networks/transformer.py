@@ -22,6 +22,7 @@ from aigc_jax.networks.layers import (
     MAX_PERIOD,
     ZERO,
     augment_embedding,
+    block_of,
     check_extra,
     check_label,
     dense,
@@ -69,6 +70,7 @@ class DiT(nn.Module):
     second_time: bool = False
     freq_shift: Annotated[int, Range(0, 1)] = 0
     dtype: DType = "float32"
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -109,7 +111,7 @@ class DiT(nn.Module):
         condition = nn.swish(self._embedding(t, label, augment, t2, width))
         tokens, visible = self._tokens(context, context_mask, batch, width)
         for i in range(depth):
-            block = Block(
+            block = block_of(Block, self.remat)(
                 heads=heads,
                 context=self.context,
                 qk_norm=self.qk_norm,

@@ -25,6 +25,7 @@ from aigc_jax.networks.layers import (
     SelfAttention,
     Upsample,
     augment_embedding,
+    block_of,
     check_extra,
     check_label,
     conv,
@@ -59,6 +60,7 @@ class UNet(nn.Module):
         second_time: whether the network is told a second time, as one that jumps between two is.
         dtype: of the activations, "float32" or "bfloat16". Parameters are float32, and norms,
             softmax, embeddings and the last layer compute in float32.
+        remat: whether blocks and attentions keep no activations for their gradients.
     """
 
     out_channels: int
@@ -79,6 +81,7 @@ class UNet(nn.Module):
     augment_dim: Whole = 0
     second_time: bool = False
     dtype: DType = "float32"
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -103,8 +106,11 @@ class UNet(nn.Module):
         self._check(x, groups, label)
         check_extra(augment, self.augment_dim, t2, self.second_time)
         norm = {"groups": groups, "eps": self.norm_eps}
-        block = partial(ResBlock, dropout=self.dropout, scale_shift=self.scale_shift, **norm)
-        attention = partial(SelfAttention, heads=self.heads, head_dim=self.head_dim, **norm)
+        dropout = self.dropout if train else 0.0
+        block = block_of(ResBlock, self.remat)
+        block = partial(block, dropout=dropout, scale_shift=self.scale_shift, **norm)
+        attention = block_of(SelfAttention, self.remat)
+        attention = partial(attention, heads=self.heads, head_dim=self.head_dim, **norm)
         widths = [self.width * m for m in self.multipliers]
 
         embedding = self._embedding(t, label, augment, t2)
@@ -113,7 +119,7 @@ class UNet(nn.Module):
         skips = [h]
         for i, width in enumerate(widths):
             for j in range(self.blocks):
-                h = block(width, name=f"down_{i}_block_{j}")(h, embedding, train=train)
+                h = block(width, name=f"down_{i}_block_{j}")(h, embedding)
                 if h.shape[1] in self.attention:
                     h = attention(name=f"down_{i}_attention_{j}")(h)
                 skips.append(h)
@@ -121,14 +127,14 @@ class UNet(nn.Module):
                 h = Downsample(self.downsample_padding, name=f"down_{i}_downsample")(h)
                 skips.append(h)
 
-        h = block(widths[-1], name="middle_block_0")(h, embedding, train=train)
+        h = block(widths[-1], name="middle_block_0")(h, embedding)
         h = attention(name="middle_attention_0")(h)
-        h = block(widths[-1], name="middle_block_1")(h, embedding, train=train)
+        h = block(widths[-1], name="middle_block_1")(h, embedding)
 
         for i, width in reversed(list(enumerate(widths))):
             for j in range(self.blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = block(width, name=f"up_{i}_block_{j}")(h, embedding, train=train)
+                h = block(width, name=f"up_{i}_block_{j}")(h, embedding)
                 if h.shape[1] in self.attention:
                     h = attention(name=f"up_{i}_attention_{j}")(h)
             if i > 0:

@@ -25,6 +25,8 @@ FREE = (
     "published",
     "sampling",
     "train.max_skipped",
+    "train.microbatches",
+    "train.remat",
     "train.sharding",
     "train.steps_per_dispatch",
     "train.steps",

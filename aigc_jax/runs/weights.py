@@ -16,7 +16,7 @@ from aigc_jax.runs import folder as folders
 from aigc_jax.training import sharding
 
 # Settings of a network that training may choose, whatever weights it starts from.
-OF_TRAINING = ("dropout", "dtype")
+OF_TRAINING = ("dropout",)
 # Settings of diffusion without which weights say nothing.
 OF_PROCESS = ("process", "prediction", "sigma_data")
 
@@ -102,7 +102,7 @@ def to_diffusers(
     height, width, channels = spec.shape
     if height != width:
         raise SettingError(f"diffusers' pipelines draw square images, not {height}x{width}")
-    arguments = {key: value for key, value in network.items() if key not in ("name", "dtype")}
+    arguments = {key: value for key, value in network.items() if key != "name"}
     arguments["out_channels"] = channels
     arguments["num_classes"] = spec.classes if diffusion["conditional"] else 0
     scheduler = schedulers.config_of(

@@ -122,7 +122,7 @@ def train(
       ValueError: a setting that cannot work, found before anything is written.
     """
     mesh = sharding.make_mesh()
-    sharding.check_batch(batch_size, mesh)
+    sharding.check_batch(batch_size, mesh, recipe.microbatches)
     schedule = dispatched(schedule, recipe.family, jax.default_backend())
     target = sharding.abstract_state(recipe, mesh, mode)
     parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(target.params))

@@ -36,13 +36,14 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises ValueError where the global batch does not divide over the devices."""
-    n = mesh.size
+def check_batch(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+    """Raises ValueError where the global batch, in its parts, does not divide over the devices."""
+    n = mesh.size * parts
     if batch_size <= 0 or batch_size % n:
         lower = max(batch_size // n, 1) * n
+        each = f" in {parts} parts each (train.microbatches)" if parts > 1 else ""
         raise SettingError(
-            f"the global batch of {batch_size} does not divide over {n} devices; "
+            f"the global batch of {batch_size} does not divide over {mesh.size} devices{each}; "
             f"set train.batch_size to a multiple of {n}, such as {lower} or {lower + n}"
         )
 

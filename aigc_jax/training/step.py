@@ -13,6 +13,7 @@ import optax
 
 from aigc_jax import streams
 from aigc_jax.family import Batch, Family, Phase, View
+from aigc_jax.training.microbatches import value_and_grad
 
 
 @flax.struct.dataclass
@@ -70,6 +71,7 @@ class Recipe(NamedTuple):
       averages: {name of a further average: step, as above -> share of the new parameters in it}.
       prepare: (batch as loaded, {domain: key}) -> batch as the losses see it: in the model's
         range, augmented. The domains are "x" and "other".
+      microbatches: parts of a batch whose gradients are computed one after the other.
     """
 
     family: Family
@@ -77,6 +79,7 @@ class Recipe(NamedTuple):
     ema_decay: Callable[[jax.Array], jax.Array]
     averages: Mapping[str, Callable[[jax.Array], jax.Array]]
     prepare: Callable[[Batch, Mapping[str, jax.Array]], Batch]
+    microbatches: int = 1
 
 
 def init_state(recipe: Recipe, init_key: jax.Array, run_key: jax.Array) -> TrainState:
@@ -112,6 +115,7 @@ def update(
     constants: Any,
     batch: Batch,
     key: jax.Array,
+    parts: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array], jax.Array]:
     """Moves one player; returns state, metrics, and whether all that it computed was finite.
 
@@ -120,13 +124,13 @@ def update(
     """
     player = phase.player
 
-    def loss_of(own: Any) -> tuple[jax.Array, tuple[dict, Any]]:
+    def loss_of(own: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple[dict, Any]]:
         params = {**state.params, player: own}
         view = View(params, state.ema, state.extra, constants, state.step)
         return phase.loss(view, batch, key)
 
-    (loss, (metrics, extra)), grads = jax.value_and_grad(loss_of, has_aux=True)(
-        state.params[player]
+    (loss, (metrics, extra)), grads = value_and_grad(
+        loss_of, state.params[player], batch, key, parts
     )
     grad_norm = optax.tree.norm(grads)
     updates, opt = optimizer.update(grads, state.opt[player], state.params[player])
@@ -195,6 +199,7 @@ def train_step(
             constants,
             batches[i % family.batches_per_step],
             streams.phase(key, i),
+            recipe.microbatches,
         )
         metrics |= phase_metrics
         healthy &= finite

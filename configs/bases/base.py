@@ -86,6 +86,14 @@ def base() -> ConfigDict:
         {
             "batch_size": 128,  # global, as every number here
             "steps": 10_000,
+            # Of activations in all networks; or "bfloat16", and parameters, statistics of norms,
+            # softmax, embeddings and losses are float32 all the same.
+            "precision": "float32",
+            # Whether a block's activations are computed again for its gradient, and not kept: less
+            # memory, a third more operations.
+            "remat": False,
+            # Parts of a batch whose gradients are computed one after the other, in less memory.
+            "microbatches": 1,
             "sharding": "replicated",  # or "fsdp"
             "max_skipped": 20,  # steps in a row with non-finite gradients before the run stops
             # Steps of one program, between which nothing is logged, saved or stopped; 0: as many as
@@ -162,10 +170,20 @@ def half_life(decay: float, batch_size: int) -> float:
     return batch_size * math.log(0.5) / math.log(decay)
 
 
+# Variants of every experiment.
+OF_ALL = {
+    "bf16": {"train.precision": "bfloat16"},
+    "fsdp": {"train.sharding": "fsdp"},
+    "remat": {"train.remat": True},
+}
+
+
 def finish(
     config: ConfigDict, variants: Mapping[str, Mapping[str, Any]], chosen: str
 ) -> ConfigDict:
     """Applies variants, "cosine+v", from left to right, and locks the config.
+
+    Every experiment has the variants of `OF_ALL` too.
 
     A variant is {"part.key": value}; where the value is a mapping it replaces the whole part, so
     that a network or the evaluations may get other keys.
@@ -173,6 +191,7 @@ def finish(
     Raises:
       LookupError: an unknown variant; it names the near misses.
     """
+    variants = OF_ALL | dict(variants)
     for name in chosen.split("+") if chosen else ():
         if name not in variants:
             near = difflib.get_close_matches(name, variants, n=3, cutoff=0.4)

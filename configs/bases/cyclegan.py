@@ -4,7 +4,6 @@ from ml_collections import ConfigDict
 
 from configs.bases import base
 
-BF16 = {f"network.{player}.dtype": "bfloat16" for player in ("generator", "discriminator")}
 SMOKE = base.SMOKE | {
     "data.image_size": 32,
     "augment.jitter": 4,
@@ -28,12 +27,11 @@ def cyclegan() -> ConfigDict:
     config.augment.jitter = 30  # pixels: enlarged to 286, then a random 256
     config.network = ConfigDict(
         {
-            "generator": {"width": 64, "blocks": 9, "dtype": "float32"},
+            "generator": {"width": 64, "blocks": 9},
             "discriminator": {  # a patch has 70x70 pixels
                 "width": 64,
                 "layers": 3,
                 "norm": "instance",  # or "none"
-                "dtype": "float32",
             },
         }
     )

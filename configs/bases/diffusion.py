@@ -11,8 +11,6 @@ SHARED = {
     "soft_min_snr": {"diffusion.weighting": {"name": "soft_min_snr", "gamma": 4.0}},
     "conditional": {"diffusion.conditional": True},
     "dpmpp": {"sampling.sampler": "dpmpp_2m", "sampling.steps": 20},
-    "bf16": {"network.dtype": "bfloat16"},
-    "fsdp": {"train.sharding": "fsdp"},
 }
 VARIANTS = SHARED | {
     "cosine": {"diffusion.process.schedule": "cosine"},
@@ -68,7 +66,6 @@ def ddpm() -> ConfigDict:
             "groups": 32,
             "scale_shift": False,  # by the embedding, after the norm
             "dropout": 0.1,
-            "dtype": "float32",
         }
     )
     config.diffusion = ConfigDict(
@@ -164,7 +161,6 @@ def edm_unet(config: ConfigDict) -> None:
             "attention": (16,),
             "dropout": 0.13,
             "augment_dim": 0,
-            "dtype": "float32",
         }
     )
 

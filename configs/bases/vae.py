@@ -81,7 +81,6 @@ def hierarchical_vae() -> ConfigDict:
             "encoder": "32x11,32d2,16x6,16d2,8x6,8d2,4x3,4d4,1x3",
             "decoder": "1x1,4m1,4x2,8m4,8x5,16m8,16x10,32m16,32x21",
             "bottleneck": 0.25,
-            "dtype": "float32",
         }
     )
     config.vae = ConfigDict({"likelihood": LIKELIHOOD, "kl": KL})
@@ -102,7 +101,6 @@ def vqvae() -> ConfigDict:
             "latent": 64,
             "attention": False,
             "groups": 32,
-            "dtype": "float32",
         }
     )
     config.vae = ConfigDict(

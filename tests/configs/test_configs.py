@@ -29,6 +29,13 @@ FOLDER = pathlib.Path(configs.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("[a-z]*.py"))
 MODULES = {name: importlib.import_module(f"configs.{name}") for name in NAMES}
 CASES = [(name, variant) for name in NAMES for variant in ("", *MODULES[name].VARIANTS)]
+# Variants of all experiments, which change no more than one of each family shows.
+CASES += [
+    ("ddpm_cifar", "bf16+fsdp+remat"),
+    ("dcgan_celeba64", "bf16"),
+    ("cyclegan_maps", "bf16"),
+    ("vqvae_cifar", "bf16"),
+]
 
 
 def abstract(made, spec: DataSpec):
@@ -58,7 +65,8 @@ def shapes(made, config, spec):
         own = [config.diffusion[name] for name in names]
     if config.family == "hierarchical_vae":  # half a minute to trace, whatever the KL costs
         own = (config.vae.likelihood,)
-    key = (config.family, str(config.network), str(own), str(spec))
+    of_all = (config.train.precision, config.train.remat)
+    key = (config.family, of_all, str(config.network), str(own), str(spec))
     if key not in FOUND:
         FOUND[key] = abstract(made, spec)
     return FOUND[key]
@@ -146,7 +154,7 @@ def test_ddpm_cifar_is_the_published_recipe():
     network, optimizer, sampling = config.network, config.optimizer, config.sampling
     assert (network.width, network.multipliers) == (128, (1, 2, 2, 2))
     assert (network.blocks, network.attention, network.heads) == (2, (16,), 1)
-    assert (network.groups, network.dropout, network.dtype) == (32, 0.1, "float32")
+    assert (network.groups, network.dropout, config.train.precision) == (32, 0.1, "float32")
     diffusion = config.diffusion
     assert (diffusion.process.schedule, diffusion.process.timesteps) == ("linear", 1000)
     assert (diffusion.process.beta_min, diffusion.process.beta_max) == (1e-4, 0.02)

@@ -51,6 +51,7 @@ ZERO = {
 }
 # Numbers that may not be 0.
 NOT_ZERO = {
+    "train.microbatches",
     *("train.batch_size", "train.steps", "optimizer.eps", "checkpoint.keep", "ema.snapshots"),
     *("evaluation.count", "evaluation.manifold_count", "evaluation.tolerance"),
     *("network.width", "network.blocks", "network.heads", "network.groups", "network.latent"),

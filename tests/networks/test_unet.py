@@ -158,7 +158,7 @@ def test_dropout_is_between_the_second_norm_and_the_second_convolution():
     x, _ = inputs(2, 4, 8)
     block = ResBlock(features=8, dropout=1.0, groups=4)
     params = random_like(jax.eval_shape(block.init, jax.random.key(0), x))
-    y = program(block, train=True)(params, x, rngs={"dropout": jax.random.key(0)})
+    y = program(block)(params, x, rngs={"dropout": jax.random.key(0)})
     bias = params["params"]["conv2"]["bias"].reshape(1, 1, 1, 8)
     np.testing.assert_allclose(y, x + bias, atol=1e-6)
 
@@ -219,6 +219,23 @@ def test_a_group_norm_is_float32_inside_and_has_no_favourite_offset():
     np.testing.assert_array_equal(half, full.astype(jnp.bfloat16))
     with pytest.raises(ValueError, match="3 groups do not divide 8"):
         GroupNorm(groups=3).init(jax.random.key(0), x)
+
+
+def test_the_one_pass_of_a_group_norm_keeps_its_digits_however_far_its_origin_is():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 32, 32, 8)).astype(np.float32)
+    x[0, 0, 0] = 1e4  # the origin: 32 standard deviations of the group, as far as one can be
+    x[1] += 1e4
+    x[2] = 3.0  # no variance at all
+    x[3, 5:9] *= 1e4
+    exact = x.astype(np.float64).reshape(4, -1, 2, 4)
+    mean, variance = exact.mean((1, 3), keepdims=True), exact.var((1, 3), keepdims=True)
+    exact = ((exact - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape)
+    norm = GroupNorm(groups=2)
+    params = norm.init(jax.random.key(1), x)
+    found = np.asarray(norm.apply(params, x))
+    np.testing.assert_allclose(found[[0, 2, 3]], exact[[0, 2, 3]], atol=1e-4, rtol=3e-5)
+    np.testing.assert_allclose(found[1], exact[1], atol=2e-3)  # x has no more
 
 
 def test_a_block_without_an_embedding_serves_an_autoencoder():

@@ -24,7 +24,7 @@ from aigc_jax.networks.gan.layers import (
     dense,
     leaky_relu,
 )
-from aigc_jax.networks.layers import check_label, check_shape, halved_sides
+from aigc_jax.networks.layers import block_of, check_label, check_shape, halved_sides
 from aigc_jax.networks.strided import LAYOUT
 
 UNIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -51,6 +51,7 @@ class Generator(nn.Module):
         expansion: channels of the 3x3 convolutions, in widths.
         dtype: of the activations, "float32" or "bfloat16". Parameters, the smallest maps and the
             last layer are float32.
+        remat: whether blocks keep no activations for their gradients.
     """
 
     shape: tuple[int, int, int] = (32, 32, 3)
@@ -62,6 +63,7 @@ class Generator(nn.Module):
     cardinality: Counts = (96, 96, 96, 96)
     expansion: Count = 2
     dtype: DType = "float32"
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -108,6 +110,7 @@ class Discriminator(nn.Module):
         expansion: channels of the 3x3 convolutions, in widths.
         dtype: of the activations, "float32" or "bfloat16". Parameters, the smallest maps and
             what follows them are float32.
+        remat: whether blocks keep no activations for their gradients.
     """
 
     shape: tuple[int, int, int] = (32, 32, 3)
@@ -118,6 +121,7 @@ class Discriminator(nn.Module):
     cardinality: Counts = (96, 96, 96, 96)
     expansion: Count = 2
     dtype: DType = "float32"
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -186,7 +190,7 @@ class Block(nn.Module):
 
 
 def _block(net: Generator | Discriminator, resolution: int, number: int) -> Block:
-    return Block(
+    return block_of(Block, net.remat)(
         net.expansion * net.widths[resolution],
         net.cardinality[resolution],
         sum(net.blocks),

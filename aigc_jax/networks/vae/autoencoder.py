@@ -33,6 +33,7 @@ from aigc_jax.networks.layers import (
     ResBlock,
     SelfAttention,
     Upsample,
+    block_of,
     check_label,
     check_shape,
     conv,
@@ -157,6 +158,7 @@ class Residual(_Autoencoder):
         num_classes: 0 for a network without labels.
         dtype: of the activations, "float32" or "bfloat16". Parameters are float32, and norms,
             softmax, moments and the last convolution compute in float32.
+        remat: whether blocks keep no activations for their gradients.
     """
 
     shape: tuple[int, int, int] = (256, 256, 3)
@@ -169,6 +171,7 @@ class Residual(_Autoencoder):
     groups: Count = 32
     num_classes: int = 0
     dtype: DType = "float32"
+    remat: bool = False
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -189,6 +192,7 @@ class Residual(_Autoencoder):
             "attention": self.attention,
             "groups": groups,
             "dtype": self.dtype,
+            "remat": self.remat,
         }
         self.encoder = _ResidualEncoder(self.latent, blocks=self.blocks, **parts)
         self.decoder = _ResidualDecoder(self.out_channels, blocks=self.blocks + 1, **parts)
@@ -255,17 +259,18 @@ class _ResidualEncoder(nn.Module):
     attention: bool
     groups: int
     dtype: str
+    remat: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, label: jax.Array | None) -> jax.Array:
-        block = partial(ResBlock, groups=self.groups)
+        block = partial(block_of(ResBlock, self.remat), groups=self.groups)
         h = conv(x.astype(self.dtype), self.widths[0], name="in")
         for i, width in enumerate(self.widths):
             for j in range(self.blocks):
                 h = block(width, name=f"down_{i}_block_{j}")(h, label)
             if i < len(self.widths) - 1:
                 h = Downsample(name=f"down_{i}_downsample")(h)
-        h = _Middle(self.attention, self.groups, name="middle")(h, label)
+        h = _Middle(self.attention, self.groups, self.remat, name="middle")(h, label)
         h = nn.swish(GroupNorm(self.groups, name="norm_out")(h.astype(jnp.float32)))
         h = conv(h, 2 * self.latent, name="out")
         return dense(h, 2 * self.latent, name="moments")
@@ -278,13 +283,14 @@ class _ResidualDecoder(nn.Module):
     attention: bool
     groups: int
     dtype: str
+    remat: bool
 
     @nn.compact
     def __call__(self, z: jax.Array, label: jax.Array | None) -> jax.Array:
-        block = partial(ResBlock, groups=self.groups)
+        block = partial(block_of(ResBlock, self.remat), groups=self.groups)
         h = dense(z, z.shape[-1], name="latent").astype(self.dtype)
         h = conv(h, self.widths[-1], name="in")
-        h = _Middle(self.attention, self.groups, name="middle")(h, label)
+        h = _Middle(self.attention, self.groups, self.remat, name="middle")(h, label)
         for i, width in reversed(list(enumerate(self.widths))):
             for j in range(self.blocks):
                 h = block(width, name=f"up_{i}_block_{j}")(h, label)
@@ -297,13 +303,15 @@ class _ResidualDecoder(nn.Module):
 class _Middle(nn.Module):
     attention: bool
     groups: int
+    remat: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, label: jax.Array | None) -> jax.Array:
-        h = ResBlock(x.shape[-1], groups=self.groups, name="block_0")(x, label)
+        block = partial(block_of(ResBlock, self.remat), x.shape[-1], groups=self.groups)
+        h = block(name="block_0")(x, label)
         if self.attention:
-            h = SelfAttention(groups=self.groups, name="attention")(h)
-        return ResBlock(x.shape[-1], groups=self.groups, name="block_1")(h, label)
+            h = block_of(SelfAttention, self.remat)(groups=self.groups, name="attention")(h)
+        return block(name="block_1")(h, label)
 
 
 def _moments(h: jax.Array) -> tuple[jax.Array, jax.Array]:
