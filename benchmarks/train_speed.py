@@ -7,14 +7,15 @@ A config is NAME[:VARIANT][@BATCH]. Images are noise that lies on the device on 
 no data set is needed. A step is the whole of it: bytes to floats, augmentation, forward, backward,
 clipping, the optimizer, an average of the weights; here the check that all is finite comes on top.
 `ours` is one step a dispatch, `auto` as many as the loop chooses where that is more. On a CPU both
-sides have the same cores, `--threads`; on a GPU PyTorch has channels last and TF32, as XLA has.
-Times are medians of the rounds; a ratio is the median of the rounds' own, to eager PyTorch. A side
-that cannot run says why in its row, and the rest goes on. `--profile` puts a trace of ten of our
-steps there, and prints what their time goes to.
+have the same cores, `--threads`, and ours is as many devices as a run would make of them; on a GPU
+PyTorch has channels last and TF32, as XLA has. Times are medians of the rounds; a ratio is the
+median of the rounds' own, to eager PyTorch. A side that cannot run says why, and the rest goes on.
+`--profile` puts a trace of ten of our steps there, and prints what their time goes to.
 """
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import launch
 from benchmarks import common
 
 # One or two of each family, for which a CPU takes less than a second a step.
@@ -187,6 +189,10 @@ def prepared(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--threads lies in 1..{len(cores)}, the cores that this process may use")
     # XLA takes as many threads as there are cores, and has no option: so for both sides.
     os.sched_setaffinity(0, cores[: options.threads])
+    names = (options.configs or ON_CPU).split(",")
+    batches = [common.config_of(name, options.set).train.batch_size for name in names]
+    devices = launch.cpu_devices(math.gcd(*batches))  # as a run would have
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(devices))
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room beside it
     import jax
 

@@ -289,6 +289,8 @@ class Table(NamedTuple):
             for kind, ms in sorted(self.kinds.items(), key=lambda row: -row[1])
             if ms
         ]
+        if not self.operations:  # on a GPU, where CUPTI is refused
+            return "\n".join([*lines, "  the trace has no operation of a device"])
         lines += ["slowest operations:"]
         lines += [
             f"  {o.kind:<28}{o.ms:10.3f} ms  {o.name}  {o.scope.partition('/')[2]}".rstrip()
