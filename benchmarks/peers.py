@@ -55,7 +55,7 @@ def ddpm(config: Any, images: np.ndarray, device: str, wrap: Callable) -> Made:
     held = _held(images, device)
     timesteps = config.diffusion.process.timesteps
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, timesteps, device=device), 0)
-    trainer = Trainer(config.optimizer, config, [unet], len(images))
+    trainer = Trainer(config, [unet], len(images))
 
     def step() -> Any:
         x = held.float() / 127.5 - 1
@@ -105,7 +105,7 @@ def vae(config: Any, images: np.ndarray, device: str, wrap: Callable) -> Made:
         )
     encoder, decoder = _placed(encoder, device), _placed(decoder, device)
     held = _held(images, device)
-    trainer = Trainer(config.optimizer, config, [encoder, decoder], len(images))
+    trainer = Trainer(config, [encoder, decoder], len(images))
 
     def loss(x: torch.Tensor) -> torch.Tensor:
         mean, logvar = encoder(x if network.name == "mlp" else 2 * x - 1).chunk(2, dim=1)
@@ -138,8 +138,8 @@ def gan(config: Any, images: np.ndarray, device: str, wrap: Callable) -> Made:
     generator, discriminator = _placed(generator, device), _placed(discriminator, device)
     autocast = _precision(network.generator.get("dtype", "float32"), device)
     held = _held(images, device)
-    of_g = Trainer(config.optimizer, config, [generator], len(images))
-    of_d = Trainer(config.optimizer, config, [discriminator], len(images), averaged=False)
+    of_g = Trainer(config, [generator], len(images))
+    of_d = Trainer(config, [discriminator], len(images), averaged=False)
     run_g, run_d = wrap(generator), wrap(discriminator)
     softplus, latent = nn.functional.softplus, network.generator.latent
 
@@ -229,14 +229,18 @@ class Trainer:
     """Adam with a config's settings, clipping, and an average of the weights."""
 
     def __init__(
-        self, setting: Any, config: Any, modules: Sequence[Any], batch: int, averaged: bool = True
+        self, config: Any, modules: Sequence[Any], batch: int, averaged: bool = True
     ) -> None:
         import torch
 
+        setting = config.optimizer
         self._parameters = [p for m in modules for p in m.parameters()]
         self._clip = setting.clip
         self._adam = torch.optim.Adam(
-            self._parameters, lr=setting.learning_rate, betas=(setting.b1, setting.b2)
+            self._parameters,
+            lr=setting.learning_rate,
+            betas=(setting.b1, setting.b2),
+            fused=self._parameters[0].is_cuda or None,
         )
         self._average = [p.detach().clone() for p in self._parameters] if averaged else []
         self._share = 1 - 0.5 ** (batch / config.ema.half_life)

@@ -305,29 +305,33 @@ def table(runs: Sequence[Run], window: float, programs: Sequence[Program], steps
     Args:
       programs: of the steps; what ran of others is OTHER.
     """
-    of = {number: _matching(number, runs, programs) for number in {r.program for r in runs}}
+    names: dict[Any, set[tuple[str, str]]] = collections.defaultdict(set)
+    for run in runs:
+        names[run.program].add((run.module, run.name))
+    of = {number: _matching(found, programs) for number, found in names.items()}
     runs = [r for r in runs if not _has(of[r.program], r.name, LOOPS)]
     first = [not _has(of[r.program], r.name, {CALL}) for r in runs]
-    total = collections.Counter[tuple[str, str, str]]()
-    for run, ns in zip(runs, shares([r[:2] for r in runs], first), strict=True):
-        program = of[run.program]
+    spent = collections.Counter()
+    for run, ns in zip(runs, shares([run[:2] for run in runs], first), strict=True):
+        spent[run[2:]] += ns
+    operations = []
+    for (name, module, number), ns in spent.most_common():
+        program = of[number]
         if program:
-            found = program.instructions.get(run.name)
-            total[program.kind(run.name), run.name, found.scope if found else ""] += ns
+            kind, found = program.kind(name), program.instructions.get(name)
+            scope = found.scope if found else ""
         else:
-            kind = OTHER if run.module else MOVES  # between host and device
-            total[kind, run.name, run.module] += ns
-    busy = sum(total.values())
-    kinds = dict.fromkeys(KINDS, 0.0) | {IDLE: max(window - busy, 0.0) / steps / 1e6}
-    operations = [Operation(*key, ns / steps / 1e6) for key, ns in total.most_common()]
+            kind, scope = OTHER if module else MOVES, module  # a move is between host and device
+        operations.append(Operation(kind, name, scope, ns / steps / 1e6))
+    busy = sum(operation.ms for operation in operations)
+    kinds = dict.fromkeys(KINDS, 0.0) | {IDLE: max(window / steps / 1e6 - busy, 0.0)}
     for operation in operations:
         kinds[operation.kind] += operation.ms
     return Table(sum(kinds.values()), kinds, operations)
 
 
-def _matching(number: Any, runs: Iterable[Run], programs: Iterable[Program]) -> Program | None:
-    """Which program a trace has under a number: that with most of the names that ran."""
-    names = {(run.module, run.name) for run in runs if run.program == number}
+def _matching(names: set[tuple[str, str]], programs: Iterable[Program]) -> Program | None:
+    """The program in which most of these operations (module, name) are, None where none has any."""
     modules = {module for module, _ in names}
     return max(
         (program for program in programs if program.module in modules),

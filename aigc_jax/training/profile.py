@@ -50,7 +50,7 @@ def span(text: str) -> Span:
     Raises:
       SettingError: anything else, or no steps at all.
     """
-    found = re.fullmatch(r"(\d+):(\d+)", text, re.ASCII)
+    found = re.fullmatch(r"(\d{1,18}):(\d{1,18})", text, re.ASCII)
     if not found:
         raise SettingError(f"what is --profile={text}? {HOW}")
     start, count = int(found[1]), int(found[2])
@@ -79,7 +79,7 @@ class Profiler:
         self._recording: contextlib.ExitStack | None = None
         self._place = folder
         self._began: int | None = None  # the step at which the trace begins
-        self._last: tuple[Any, int] = (None, 0)  # what the last step gave, and its number
+        self._last: tuple[Any, int] = (None, 0)  # what the last step reports, and its number
         self._text = ""
 
     def run(
@@ -99,7 +99,7 @@ class Profiler:
             found = self._programs[active, count](*arguments)
         step += count
         if self._recording:
-            self._last = found, step
+            self._last = found[1:], step  # not the state, whose memory the next step reuses
             if step >= self.wanted.end:
                 self.close()
         else:

@@ -27,7 +27,7 @@ def test_a_span_is_a_start_and_a_count():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "5", "5:", ":5", "5:0", "-1:5", "1:2:3", "a:b", "1.5:2", "٣:1"]
+    "text", ["", "5", "5:", ":5", "5:0", "-1:5", "1:2:3", "a:b", "1.5:2", "٣:1", "1" * 5000 + ":1"]
 )
 def test_what_is_none_is_refused(text):
     with pytest.raises(SettingError, match=f"--profile={re.escape(text)}") as error:
@@ -364,7 +364,12 @@ def test_a_wrong_span_is_refused_before_anything_is_written(tmp_path, text):
 @pytest.fixture
 def counted():
     """A dispatch of (number of steps done, ..., feed), and its plan: two steps each."""
-    jitted = jax.jit(lambda active, x, feed: (x + active[0] * feed.sum(), ()), static_argnums=0)
+
+    def move(active, x, feed):
+        x = x + active[0] * feed.sum()
+        return x, x * 2
+
+    jitted = jax.jit(move, static_argnums=0, donate_argnums=1)
     return jitted, lambda step: ((1,), 2), jnp.zeros(()), jnp.ones((2, 3))
 
 
