@@ -7,6 +7,7 @@
 #   benchmarks/gpu.sh run FOLDER         there, in the repository's root; PYTHON= names another python3
 #   SMALL=1 benchmarks/gpu.sh run FOLDER on any machine: everything once, narrow, in small batches
 #
+# The parts stand in the order of what one wants to know first: the last may find no time left.
 # Each part has a time limit of its own, and after each of them FOLDER/all.json and FOLDER/log.txt
 # hold all that there is. Traces of the profiles, to be opened by Perfetto, come as .json.gz.
 set -u
@@ -71,7 +72,7 @@ run() {
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir \
       --target "$WORK/site" .whl/*.whl || exit
   fi
-  local cifar=ddpm_cifar:bf16@ small=() often=(--rounds=5 --seconds=2) batch=512 large=1024
+  local cifar=ddpm_cifar:bf16@ small=() often=(--rounds=3 --seconds=1) batch=512 large=1024
   local start=2000 loop=()
   if [ -n "${SMALL:-}" ]; then
     small=(--set=network.width=16 --set=network.groups=8 "--set=network.multipliers=(1,)"
@@ -83,20 +84,19 @@ run() {
   fi
   nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | tee "$OUT/log.txt"
   local speed=("$PYTHON" benchmarks/train_speed.py "${often[@]}" "${small[@]}")
-  part small-models 130 "${speed[@]}" --configs=vae_mnist,ddpm_digits,gan_digits \
-    --json="$WORK/small-models.json"
-  part cifar-$batch 200 "${speed[@]}" --configs=$cifar$batch --sides=ours,eager,compiled \
+  part cifar-$batch 210 "${speed[@]}" --configs=$cifar$batch --sides=ours,eager,compiled \
     --json="$WORK/cifar-$batch.json" --profile="$WORK/profile-cifar-$batch"
-  part sampling 90 "$PYTHON" benchmarks/sampling_speed.py --config=$cifar$batch "${small[@]}" \
+  part small-models 170 "${speed[@]}" --configs=vae_mnist,ddpm_digits,gan_digits \
+    --json="$WORK/small-models.json"
+  part sampling 80 "$PYTHON" benchmarks/sampling_speed.py --config=$cifar$batch "${small[@]}" \
     --json="$WORK/sampling.json"
-  part cifar-$large 90 "${speed[@]}" --configs=$cifar$large --sides=ours \
-    --json="$WORK/cifar-$large.json"
   part loop 60 "$PYTHON" launch.py --config=configs/ddpm_digits.py --workdir="$WORK/profile-loop" \
     --profile=$start:20 --config.train.steps=$((start + 20)) --config.optimizer.schedule=constant \
-    --config.log.every=$((start / 2)) --config.log.sample_every=0 --config.log.eval_every=0 \
-    --config.checkpoint.best= --config.evaluation.at_end=False \
-    "${loop[@]}"
-  part other-models 60 "${speed[@]}" --sides=ours,eager \
+    --config.log.every=$((start / 4)) --config.log.sample_every=0 --config.log.eval_every=0 \
+    --config.checkpoint.best= --config.evaluation.at_end=False "${loop[@]}"
+  part cifar-$large 80 "${speed[@]}" --configs=$cifar$large --sides=ours \
+    --json="$WORK/cifar-$large.json"
+  part other-models 80 "${speed[@]}" --sides=ours,eager \
     --configs=dcgan_celeba64:bf16,vae_mnist:conv,gan_mnist:non_saturating,r3gan_cifar \
     --json="$WORK/other-models.json"
 }
@@ -104,5 +104,5 @@ run() {
 case ${1:-} in
   wheels) wheels ;;
   run) run "${2:?a folder for the results}" ;;
-  *) sed -n '2,14p' "$0" ;;
+  *) sed -n '2,15p' "$0" ;;
 esac

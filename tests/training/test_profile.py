@@ -393,3 +393,21 @@ def test_a_run_that_never_comes_to_the_span_leaves_nothing(counted, tmp_path):
     recording.run(jitted, plan, 0, x, feed)  # after which the trace begins
     recording.close()
     assert not tables(tmp_path)
+
+
+def test_a_compilation_on_disk_under_other_names_is_not_taken(counted, tmp_path):
+    """Its key leaves names out, unless told otherwise; other programs are looked for as before."""
+    name = "jax_compilation_cache_include_metadata_in_key"
+    told = []
+
+    class Jitted:
+        def lower(self, *arguments):
+            return self
+
+        def compile(self):
+            told.append(getattr(jax.config, name))
+            return lambda x, feed: (x, ())
+
+    profiler(tmp_path, "3:9").run(Jitted(), *counted[1:2], 0, *counted[2:])
+    assert told == [True]
+    assert getattr(jax.config, name) is False
