@@ -93,7 +93,8 @@ run() {
   part loop 60 "$PYTHON" launch.py --config=configs/ddpm_digits.py --workdir="$WORK/profile-loop" \
     --profile=$start:20 --config.train.steps=$((start + 20)) --config.optimizer.schedule=constant \
     --config.log.every=$((start / 4)) --config.log.sample_every=0 --config.log.eval_every=0 \
-    --config.checkpoint.best= --config.evaluation.at_end=False "${loop[@]}"
+    --config.log.first_sample=0 --config.checkpoint.best= --config.evaluation.at_end=False \
+    --config.optimizer.warmup=0 "${loop[@]}"
   part cifar-$large 80 "${speed[@]}" --configs=$cifar$large --sides=ours \
     --json="$WORK/cifar-$large.json"
   part other-models 80 "${speed[@]}" --sides=ours,eager \
