@@ -2,6 +2,7 @@
 
     python launch.py --config=configs/ddpm_digits.py
     python launch.py --config=configs/ddpm_cifar.py:cosine+v --config.network.width=64
+    python launch.py --config=configs/ddpm_digits.py --profile=100:10
     python launch.py --mode=sample --workdir=runs/ddpm_digits --num=100
     python launch.py --mode=evaluate --workdir=runs/ddpm_digits --num=500
     python launch.py --mode=denoise --workdir=runs/dvae_mnist --input=FOLDER
@@ -70,6 +71,9 @@ OWN = {
             None,
             "Go on from the checkpoint of that step, also with another config or other data.",
             lower_bound=0,
+        ),
+        flags.DEFINE_string(
+            "profile", None, "START:COUNT: trace so many steps, and say where their time goes."
         ),
         flags.DEFINE_bool(
             "best", False, "The checkpoint kept in best/ by checkpoint.best instead of the newest."

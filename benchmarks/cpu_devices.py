@@ -13,8 +13,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
-
 import launch
 from benchmarks import common
 from configs import ddpm_digits
@@ -25,16 +23,16 @@ def serve(seconds: float) -> None:
     import jax
 
     config = ddpm_digits.get_config()
-    batch = config.train.batch_size
-    images = np.random.default_rng(0).integers(0, 256, (batch, 8, 8, 1), np.uint8)
-    step, _ = common.training(config, images, {})
-    jax.block_until_ready(step(0))
+    step, _ = common.training(config)
+    done, found = step(0)
+    jax.block_until_ready(found)
     for _ in sys.stdin:
-        done, start = 0, time.monotonic()
+        first, start = done, time.monotonic()
         while time.monotonic() - start < seconds:
-            jax.block_until_ready(step(done))
-            done += 1
-        print(done * batch / (time.monotonic() - start), flush=True)
+            done, found = step(done)
+            jax.block_until_ready(found)
+        images = (done - first) * config.train.batch_size
+        print(images / (time.monotonic() - start), flush=True)
 
 
 def main() -> None:

@@ -37,15 +37,22 @@ from aigc_jax.runs.history import Session
 from aigc_jax.training import loop, sharding
 from aigc_jax.training.checkpoint import Checkpoints, complete_steps, run_of_newest
 from aigc_jax.training.ema import settings_of
+from aigc_jax.training.profile import Profiler, span
 from aigc_jax.training.step import TrainState
 from aigc_jax.training.writers import Writer
 
-FLAGS: tuple[str, ...] = ("from_step",)
+FLAGS: tuple[str, ...] = ("from_step", "profile")
 
 
 def main(flags: argparse.Namespace) -> int:
     """Runs the command as its flags say; the exit code tells a run that was stopped."""
-    state = run(flags.config, flags.workdir, flags.origin(), from_step=flags.from_step)
+    state = run(
+        flags.config,
+        flags.workdir,
+        flags.origin(),
+        from_step=flags.from_step,
+        profile=flags.profile,
+    )
     return STOPPED if int(state.step) < flags.config["train"]["steps"] else 0
 
 
@@ -55,6 +62,7 @@ def run(
     origin: Mapping[str, Any] | None = None,
     *,
     from_step: int | None = None,
+    profile: str | None = None,
 ) -> TrainState:
     """Trains an experiment in `workdir`, resuming what lies there; returns the last state.
 
@@ -65,6 +73,7 @@ def run(
       origin: what the run's report shall say of its command: {"config", "command", "base"}.
       from_step: goes on from the checkpoint of that step, with whatever config and data: what
         changed is noted in origin.json, and what the run had made beyond that step set aside.
+      profile: START:COUNT, steps to record; a trace and a table of them go to profile/.
 
     Raises:
       RunMismatch: the folder holds a run with another config or of other data.
@@ -76,6 +85,10 @@ def run(
     workdir, setting = files.expanded(workdir), config["evaluation"]
     folders.refuse_best(workdir)
     validation.check(config)
+    profiler = None
+    if profile is not None:
+        profiler = Profiler(span(profile), workdir / "profile")
+        profiler.wanted.check(config["train"]["steps"])
     sharding.check_on_first(partial(check_places, workdir, config["data"].get("path")))
     planned = plan(config["evaluations"], setting)
     data = common.open_data(config, splits(planned))
@@ -102,6 +115,7 @@ def run(
         initial=initial if config["init_from"] or family.needs_start else None,
         origin=origin,
         from_step=from_step,
+        profiler=profiler,
     )
     if int(state.step) == config["train"]["steps"]:
         if setting["at_end"]:
@@ -122,7 +136,7 @@ def check_places(workdir: pathlib.Path, images: str | None) -> None:
     names = ("config.json", "spec.json", "identity.json", "origin.json", "metrics.jsonl")
     files.check(*(workdir / name for name in names), new=False)
     names = ("checkpoints", "best", "samples", "reconstructions", "evaluations", "tensorboard")
-    names += (SNAPSHOTS, POSTHOC)
+    names += ("profile", SNAPSHOTS, POSTHOC)
     files.check(*(workdir / name for name in names), folders=True, new=False)
 
 
@@ -137,12 +151,13 @@ def fit(
     initial: Callable[[], loop.Initial] | None = None,
     origin: Mapping[str, Any] | None = None,
     from_step: int | None = None,
+    profiler: Profiler | None = None,
 ) -> TrainState:
     """`run` of a family and data at hand, without the evaluation at the end.
 
     Args:
       planned: its evaluations.
-      initial: as `training.loop.train` takes it.
+      initial, profiler: as `training.loop.train` takes them.
     """
     settings, keep, mesh = config["train"], config["checkpoint"], sharding.make_mesh()
     planned = scheduled(planned, config["evaluation"])
@@ -155,6 +170,8 @@ def fit(
         folder = workdir / "checkpoints"
         checkpoints = Checkpoints(folder, keep["keep"], clean=True, run=session.run)
         stack.callback(checkpoints.close)
+        if profiler:
+            stack.callback(profiler.close)  # of a run that stops within its span
         return loop.train(
             recipe,
             data.dataset.sources[data.train_split],
@@ -168,6 +185,7 @@ def fit(
             begin=beginning(stack, config, workdir, family, data, planned, extractors, session),
             initial=initial,
             from_step=session.from_step,
+            profiler=profiler,
         )
 
 

@@ -18,6 +18,7 @@ from aigc_jax.family import Family
 from aigc_jax.training import sharding, stop
 from aigc_jax.training.checkpoint import CheckpointError, Checkpoints, digests
 from aigc_jax.training.meter import Meter
+from aigc_jax.training.profile import Profiler
 from aigc_jax.training.step import Metrics, Recipe, TrainState, active_phases
 from aigc_jax.training.writers import Writer
 
@@ -96,8 +97,9 @@ def train(
     begin: Callable[[int, int, Mapping[str, Any]], tuple[Writer, Hooks]],
     initial: Callable[[], Initial] | None = None,
     from_step: int | None = None,
+    profiler: Profiler | None = None,
 ) -> TrainState:
-    """Trains until `schedule.steps`, resuming by itself from `checkpoints`.
+    """Trains until `schedule.steps`, resuming by itself from `checkpoints`; gives the last state.
 
     Args:
       recipe: what stays the same over the run.
@@ -111,9 +113,7 @@ def train(
         `extra` goes with them}), called by a new run only: one that resumes needs it no more.
       from_step: goes on from the checkpoint of that step; None for the newest. Newer ones are set
         aside.
-
-    Returns:
-      The last state.
+      profiler: records some steps; closed by the caller.
 
     Raises:
       DivergedError: see `max_skipped`; also where the run ends in such a state.
@@ -128,10 +128,12 @@ def train(
     parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(target.params))
     restored = checkpoints.restore(target, from_step)
     start = restored[1] if restored else 0
+    if profiler:
+        profiler.wanted.check(schedule.steps, start)
     if restored and start >= schedule.steps:
         _say_done(checkpoints, start, schedule.steps)
         return restored[0]
-    run_steps, known = _compiled(recipe, mesh, target, mode)
+    run_steps, known = _compiled(recipe, mesh, target, mode, schedule, profiler)
     if restored:
         check_constants(checkpoints.about(start).get("constants", {}), known)
     with _fed(source, mesh, recipe.family, batch_size, seed, start) as take:
@@ -182,19 +184,29 @@ def _fed(
 
 
 def _compiled(
-    recipe: Recipe, mesh: Any, target: TrainState, mode: str
+    recipe: Recipe,
+    mesh: Any,
+    target: TrainState,
+    mode: str,
+    schedule: Schedule,
+    profiler: Profiler | None,
 ) -> tuple[Callable[..., tuple[TrainState, Metrics]], dict[str, int]]:
     """((step, state, resident, feed) -> (state, metrics), {frozen network: its digest})."""
     constants = recipe.family.constants() if recipe.family.constants else {}
     constants = sharding.place(constants, mesh, mode)
     compiled = sharding.compile_steps(recipe, mesh, target, constants)
 
+    def plan(step: int) -> tuple[tuple[int, ...], int]:
+        return active_phases(recipe.family, step), schedule.until_due(step)
+
     def run_steps(
         step: int, state: TrainState, resident: Any, feed: Any
     ) -> tuple[TrainState, Metrics]:
-        active = active_phases(recipe.family, step)  # and of all of them
+        given = state, constants, resident, feed
         with jax.transfer_guard("disallow"):
-            return compiled(active, state, constants, resident, feed)
+            if profiler:
+                return profiler.run(compiled, plan, step, *given)
+            return compiled(active_phases(recipe.family, step), *given)
 
     return run_steps, digests_of(constants)
 

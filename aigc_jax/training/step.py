@@ -132,11 +132,11 @@ def update(
     (loss, (metrics, extra)), grads = value_and_grad(
         loss_of, state.params[player], batch, key, parts
     )
-    grad_norm = optax.tree.norm(grads)
-    updates, opt = optimizer.update(grads, state.opt[player], state.params[player])
-    params = optax.apply_updates(state.params[player], updates)
+    grad_norm = jax.named_scope("optimizer")(optax.tree.norm)(grads)
+    params, opt = optimized(optimizer, grads, state.opt[player], state.params[player])
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & all_finite((params, extra))
 
+    @jax.named_scope("optimizer")
     def keep(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
@@ -150,6 +150,16 @@ def update(
     return state, {f"{prefix}/{name}": value for name, value in metrics.items()}, finite
 
 
+@jax.named_scope("optimizer")  # by these names `kinds.py` knows what a step's time goes to
+def optimized(
+    optimizer: optax.GradientTransformation, grads: Any, opt: Any, params: Any
+) -> tuple[Any, Any]:
+    """Parameters after an update, and the optimizer's new state."""
+    updates, opt = optimizer.update(grads, opt, params)
+    return optax.apply_updates(params, updates), opt
+
+
+@jax.named_scope("ema")
 def averaged(averages: Any, params: Any, share: jax.Array) -> dict[str, Any]:
     """{player: average} with a share of the new parameters of each averaged player."""
     return {
@@ -158,6 +168,7 @@ def averaged(averages: Any, params: Any, share: jax.Array) -> dict[str, Any]:
     }
 
 
+@jax.named_scope("optimizer")
 def all_finite(tree: Any) -> jax.Array:
     """Whether all floating values of a tree are finite, and so is their squares' sum (bool scalar).
 

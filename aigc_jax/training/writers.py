@@ -69,8 +69,7 @@ class Writer:
     def say(self, message: str) -> None:
         """A line for the reader, above the bar."""
         if self._on:
-            with contextlib.suppress(OSError), tqdm.external_write_mode():
-                print(message, flush=True)
+            say(message)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """One row of metrics at `step`."""
@@ -111,6 +110,12 @@ class Writer:
             with contextlib.suppress(OSError):  # a full disk is told where a row is written
                 self._board.close()
                 self._jsonl.close()
+
+
+def say(message: str) -> None:
+    """Prints a line above any bar."""
+    with contextlib.suppress(OSError), tqdm.external_write_mode():
+        print(message, flush=True)
 
 
 def _print(text: str) -> None:

@@ -119,6 +119,21 @@ def test_a_step_is_traced_once_for_all_steps_and_all_parameters(platform):
     assert not np.allclose(first, second)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_a_second_draw_of_the_same_shapes_compiles_nothing(platform, caplog):
+    driver, mesh = Driver(walk(4), platform), mesh_of(2)
+    placed = sharding.place(WEIGHT, mesh)
+
+    def compiled(seed):
+        caplog.clear()
+        with jax.log_compiles():
+            list(draw(driver, placed, mesh, seed=seed, count=11, labels=[0, 2], batch_size=4))
+        return [r.getMessage() for r in caplog.records if "XLA compilation" in r.getMessage()]
+
+    assert compiled(seed=0)
+    assert not compiled(seed=1)
+
+
 def test_the_host_loop_and_the_scan_draw_the_same(monkeypatch):
     walked, of = [], Driver.walk
     monkeypatch.setattr(Driver, "walk", lambda self, *args: walked.append(self) or of(self, *args))
