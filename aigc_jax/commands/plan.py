@@ -337,7 +337,7 @@ def rows_of(what: str, found: Mapping[str, Any], unit: str) -> list[tuple[str, s
     ]
     made = [
         (f"{what}: memory a {unit}", f"{gib(memory['total'])}{of} ({parts})"),
-        (f"{what}: work a {unit}", f"{found['flops']:.3g} FLOPs, {found['bytes']:.3g} bytes"),
+        (f"{what}: work a {unit}", f"{found['flops']:.3g} FLOPs, {bytes_of(found)}"),
         (f"{what}: collectives", "; ".join(moved) or "none"),
     ]
     if found["unknown_loops"]:
@@ -350,6 +350,14 @@ def rows_of(what: str, found: Mapping[str, Any], unit: str) -> list[tuple[str, s
         speed = f"{found['images_per_second']:,.0f} images/s, {found['utilisation']:.1%} of peak"
         made += [(f"{what}: at the peaks", bound), (f"{what}: at most", speed)]
     return made
+
+
+def bytes_of(found: Mapping[str, Any]) -> str:
+    """Bytes by the compiler's count, and those in main memory, in words."""
+    return (
+        f"{found['bytes']:.3g} bytes by the compiler's count, "
+        f"{found['memory_bytes']:.3g} in main memory"
+    )
 
 
 def gib(size: float) -> str:

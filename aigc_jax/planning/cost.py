@@ -33,7 +33,9 @@ class Cost(NamedTuple):
 
     Attributes:
       flops: of matrix products and convolutions.
-      bytes: that pass its memory, by the compiler's count, loops by their lengths.
+      bytes: that its instructions read and write, by the compiler's count, loops by their
+        lengths; for a TPU also what stays on the chip.
+      memory_bytes: those that lie in its main memory, by operands and results.
       memory: that it holds.
       collectives: over links to other devices.
       compiled_flops: of all operations, by the compiler's own count.
@@ -42,6 +44,7 @@ class Cost(NamedTuple):
 
     flops: float
     bytes: float
+    memory_bytes: float
     memory: Memory
     collectives: tuple[Collective, ...] = ()
     compiled_flops: float = 0.0
@@ -97,6 +100,7 @@ def of_compiled(compiled: Any, flops: float, devices: int) -> Cost:
     return Cost(
         flops=flops / devices,
         bytes=analysis.get("bytes accessed", 0.0) + hlo.loop_bytes(program),
+        memory_bytes=hlo.memory_bytes(program),
         memory=memory,
         collectives=hlo.collectives(program, devices),
         compiled_flops=analysis.get("flops", 0.0),
@@ -115,6 +119,7 @@ def added(parts: Sequence[tuple[Cost, float]]) -> Cost:
     return Cost(
         flops=sum(often * cost.flops for cost, often in parts),
         bytes=sum(often * cost.bytes for cost, often in parts),
+        memory_bytes=sum(often * cost.memory_bytes for cost, often in parts),
         memory=max((cost.memory for cost, _ in parts), key=lambda memory: memory.total),
         collectives=tuple(Collective(*key, *both) for key, both in sorted(collectives.items())),
         compiled_flops=sum(often * cost.compiled_flops for cost, often in parts),
@@ -125,8 +130,10 @@ def added(parts: Sequence[tuple[Cost, float]]) -> Cost:
 def predicted(cost: Cost, peaks: Peaks) -> Prediction:
     """How long a run takes at the peaks of a device."""
     sent = sum(ring_bytes(one) for one in cost.collectives)
+    # Both are at least what passes memory: one counts the chip's own, the other parts as wholes.
+    moved = min(cost.bytes, cost.memory_bytes)
     return Prediction(
-        cost.flops / peaks.flops, cost.bytes / peaks.bandwidth, sent / peaks.links if sent else 0.0
+        cost.flops / peaks.flops, moved / peaks.bandwidth, sent / peaks.links if sent else 0.0
     )
 
 

@@ -117,7 +117,11 @@ def devices(asked: Slice) -> list[jax.Device]:
         return _devices_here(asked)
     check_libtpu(asked.name)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks Google's metadata server
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # it takes hold of no chip
     jax.config.update("jax_platforms", "cpu")  # else a TPU of this machine would be taken hold of
+    jax.devices()
+    # Read by jax's own backend just now; libtpu ends the process at a flag of the CPU's compiler.
+    os.environ.pop("XLA_FLAGS", None)
     options: dict[str, Any] = {}
     if asked.chips == 1:
         options["chips_per_host_bounds"] = (1,) * 3
@@ -125,10 +129,10 @@ def devices(asked: Slice) -> list[jax.Device]:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except jax.errors.JaxRuntimeError as error:
-        told = str(error).splitlines()[0]
-        raise SettingError(
-            f"--topology={asked.name}: libtpu knows no such slice ({told})"
-        ) from error
+        if "INVALID_ARGUMENT" not in str(error):
+            raise
+        told = f"libtpu knows no such slice ({str(error).splitlines()[0]})"
+        raise SettingError(f"--topology={asked.name}: {told}") from error
     return list(found.devices)
 
 

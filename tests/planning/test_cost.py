@@ -14,6 +14,10 @@ N, B, D = 8, 64, 256  # devices, examples, width
 NOTHING = Memory(0, 0, 0, 0)
 
 
+def costs(flops, moved, memory=NOTHING, collectives=()):
+    return Cost(flops, moved, moved, memory, collectives)
+
+
 @pytest.fixture(scope="module")
 def mesh():
     return sharding.make_mesh()
@@ -109,6 +113,69 @@ def test_rounds_beyond_the_first_move_bytes_again():
     assert hlo.unknown_loops(hlo.read(TEXT.replace("known_trip_count", "other"))) == 1
 
 
+# As the compiler for TPUs writes a loop of ten products: no length beside it, and all but the
+# arguments and the result on the chip, S(1).
+ON_CHIP = """\
+%fused (a: f32[512,1024], b: f32[1024,1024]) -> f32[512,1024] {
+  %a = f32[512,1024]{1,0:T(8,128)S(1)} parameter(0)
+  %b = f32[1024,1024]{1,0:T(8,128)S(1)} parameter(1)
+  ROOT %product = f32[512,1024]{1,0:T(8,128)S(1)} convolution(%a, %b), dim_labels=bf_io->bf
+}
+
+%body (p: (s32[], f32[512,1024], f32[1024,1024])) -> (s32[], f32[512,1024], f32[1024,1024]) {
+  %p = (s32[], f32[512,1024]{1,0:S(1)}, f32[1024,1024]{1,0:S(1)}) parameter(0)
+  %one = s32[]{:T(128)S(6)} constant(1)
+  %i = s32[]{:T(128)S(6)} get-tuple-element(%p), index=0
+  %next = s32[]{:T(128)S(6)} add(%i, %one)
+  %x = f32[512,1024]{1,0:T(8,128)S(1)} get-tuple-element(%p), index=1
+  %w = f32[1024,1024]{1,0:T(8,128)S(1)} get-tuple-element(%p), index=2
+  %y = f32[512,1024]{1,0:T(8,128)S(1)} fusion(%x, %w), kind=kOutput, calls=%fused
+  ROOT %t = (s32[], f32[512,1024]{1,0:S(1)}, f32[1024,1024]{1,0:S(1)}) tuple(%next, %y, %w)
+}
+
+%condition (q: (s32[], f32[512,1024], f32[1024,1024])) -> pred[] {
+  %ten = s32[]{:T(128)S(6)} constant(10)
+  %q = (s32[], f32[512,1024]{1,0:S(1)}, f32[1024,1024]{1,0:S(1)}) parameter(0)
+  %j = s32[]{:T(128)S(6)} get-tuple-element(%q), index=0
+  ROOT %less = pred[]{:T(512)S(6)} compare(%j, %ten), direction=LT
+}
+
+ENTRY %main (x.1: f32[512,1024], w.1: f32[1024,1024]) -> f32[512,1024] {
+  %zero = s32[]{:T(128)S(6)} constant(0)
+  %begin = s32[]{:T(128)S(6)} copy(%zero)
+  %x.1 = f32[512,1024]{1,0:T(8,128)} parameter(0)
+  %w.1 = f32[1024,1024]{1,0:T(8,128)} parameter(1)
+  %w.2 = (f32[1024,1024]{1,0:S(1)}, f32[1024,1024]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%w.1)
+  %w.3 = f32[1024,1024]{1,0:T(8,128)S(1)} copy-done(%w.2)
+  %x.2 = ((f32[512,1024]{1,0}), f32[256,1024]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x.1)
+  %x.3 = f32[256,1024]{1,0:T(8,128)S(1)} slice-done(%x.2)
+  %x.4 = ((f32[512,1024]{1,0}), f32[256,1024]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x.1)
+  %x.5 = f32[256,1024]{1,0:T(8,128)S(1)} slice-done(%x.4)
+  %x.6 = f32[512,1024]{1,0:T(8,128)S(1)} custom-call(%x.3, %x.5), custom_call_target="Concat"
+  %all = (s32[], f32[512,1024]{1,0:S(1)}, f32[1024,1024]{1,0:S(1)}) tuple(%begin, %x.6, %w.3)
+  %loop = (s32[], f32[512,1024]{1,0:S(1)}, f32[1024,1024]{1,0:S(1)}) while(%all), \
+condition=%condition, body=%body
+  %z = f32[512,1024]{1,0:T(8,128)S(1)} get-tuple-element(%loop), index=1
+  %out = (f32[512,1024]{1,0}, f32[512,1024]{1,0:S(1)}, u32[]{:S(2)}) copy-start(%z)
+  ROOT %done = f32[512,1024]{1,0:T(8,128)} copy-done(%out)
+}
+"""
+
+
+def test_a_loop_of_a_tpu_has_its_length_and_what_stays_on_the_chip_is_no_traffic():
+    program = hlo.read(ON_CHIP)
+    (loop,) = (line for line in program.lines.values() if line.kind == "while")
+    assert hlo.rounds(program, loop) == 10
+    # The argument x in two halves, the argument w and the result, each once.
+    moved = hlo.memory_bytes(program)
+    assert moved == pytest.approx(4 * (512 * 1024 + 1024 * 1024 + 512 * 1024), abs=64)
+    everything = 4 * (512 * 1024 + 1024 * 1024 + 512 * 1024)
+    assert hlo.loop_bytes(program) == pytest.approx(9 * everything, abs=200)
+    unknown = hlo.read(ON_CHIP.replace("direction=LT", "direction=NE"))
+    assert hlo.unknown_loops(unknown) == 1
+    assert hlo.times(unknown)["body"] == 1
+
+
 @pytest.mark.parametrize(
     ("shape", "size"),
     [("f32[8,4]{1,0}", 128), ("(s32[], bf16[3]{0:T(8,128)S(1)}, pred[5])", 15), ("s4[9]{0}", 5)],
@@ -177,15 +244,17 @@ def test_flops_of_convolutions_and_of_their_gradients():
 def test_a_prediction_is_the_longer_of_two_plus_links():
     peaks = Peaks(flops=100.0, bandwidth=10.0, links=4.0)
     reduced = Collective("all-reduce", 4, 1, 16)
-    found = cost.predicted(Cost(500.0, 20.0, NOTHING, (reduced,)), peaks)
+    found = cost.predicted(costs(500.0, 20.0, collectives=(reduced,)), peaks)
     # Around a ring of 4 an all-reduce sends 2 x 3/4 of the array: 24 bytes at 4 bytes/s.
     assert found == (5.0, 2.0, 6.0)
     assert (found.seconds, found.bound) == (11.0, "links")
-    assert cost.predicted(Cost(500.0, 90.0, NOTHING), peaks)[:] == (5.0, 9.0, 0.0)
-    assert cost.predicted(Cost(500.0, 90.0, NOTHING), peaks).bound == "memory"
-    assert cost.predicted(Cost(950.0, 90.0, NOTHING), peaks).bound == "arithmetic"
+    assert cost.predicted(costs(500.0, 90.0), peaks)[:] == (5.0, 9.0, 0.0)
+    assert cost.predicted(costs(500.0, 90.0), peaks).bound == "memory"
+    assert cost.predicted(costs(950.0, 90.0), peaks).bound == "arithmetic"
+    on_chip = costs(500.0, 90.0)._replace(memory_bytes=70.0)
+    assert cost.predicted(on_chip, peaks).memory == 7.0
     alone = Peaks(100.0, 10.0, 0.0)  # one chip has no links
-    assert cost.predicted(Cost(500.0, 90.0, NOTHING), alone).seconds == 9.0
+    assert cost.predicted(costs(500.0, 90.0), alone).seconds == 9.0
 
 
 @pytest.mark.parametrize(
@@ -197,8 +266,8 @@ def test_bytes_around_a_ring(kind, size):
 
 
 def test_programs_add_up_and_hold_what_the_largest_holds():
-    small = Cost(1.0, 2.0, Memory(1, 0, 0, 0), (Collective("all-reduce", 8, 1, 16),))
-    large = Cost(10.0, 20.0, Memory(0, 0, 5, 0), (Collective("all-reduce", 8, 2, 4),))
+    small = costs(1.0, 2.0, Memory(1, 0, 0, 0), (Collective("all-reduce", 8, 1, 16),))
+    large = costs(10.0, 20.0, Memory(0, 0, 5, 0), (Collective("all-reduce", 8, 2, 4),))
     found = cost.added([(small, 1), (large, 3)])
     assert (found.flops, found.bytes, found.memory.total) == (31.0, 62.0, 5)
     assert found.collectives == (Collective("all-reduce", 8, 7, 28),)
