@@ -50,6 +50,10 @@ class Cost(NamedTuple):
     compiled_flops: float = 0.0
     unknown_loops: int = 0
 
+    def on_memory(self) -> "Cost":
+        """The same without bytes that stay on the chip, as far as that can be told."""
+        return self._replace(bytes=min(self.bytes, self.memory_bytes))
+
 
 class Peaks(NamedTuple):
     """What a device can do at most: FLOP/s, bytes/s of its memory, and of its links, one way."""
@@ -60,7 +64,7 @@ class Peaks(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Seconds of a run: a lower bound, since nothing reaches its peaks.
+    """Seconds of a run at the peaks of a device.
 
     Attributes:
       arithmetic, memory, links: what each alone would take.
@@ -128,13 +132,13 @@ def added(parts: Sequence[tuple[Cost, float]]) -> Cost:
 
 
 def predicted(cost: Cost, peaks: Peaks) -> Prediction:
-    """How long a run takes at the peaks of a device."""
+    """How long a run takes at the peaks of a device, all bytes of the compiler's count in memory.
+
+    With `cost.on_memory()` only those that lie there: what it takes at least.
+    """
     sent = sum(ring_bytes(one) for one in cost.collectives)
-    # Both are at least what passes memory: one counts the chip's own, the other parts as wholes.
-    moved = min(cost.bytes, cost.memory_bytes)
-    return Prediction(
-        cost.flops / peaks.flops, moved / peaks.bandwidth, sent / peaks.links if sent else 0.0
-    )
+    links = sent / peaks.links if sent else 0.0
+    return Prediction(cost.flops / peaks.flops, cost.bytes / peaks.bandwidth, links)
 
 
 def ring_bytes(one: Collective) -> float:
@@ -156,7 +160,7 @@ def fits(compile_program: Callable[[], Memory], limit: float | None) -> tuple[bo
     return limit is None or memory.total <= limit, f"{memory.total / 2**30:.2f} GiB"
 
 
-def largest(holds: Callable[[int], bool], start: int, unit: int, most: int = 2**20) -> int:
+def largest(holds: Callable[[int], bool], start: int, unit: int, most: int = 2**24) -> int:
     """The largest multiple of `unit` that holds, to a 16th of it; 0 where not even one does.
 
     Each question is a compilation, so the first steps double, and the last ones halve the rest.

@@ -119,6 +119,8 @@ def devices(asked: Slice) -> list[jax.Device]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks Google's metadata server
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # it takes hold of no chip
     jax.config.update("jax_platforms", "cpu")  # else a TPU of this machine would be taken hold of
+    # What is compiled for devices that are not there can be stored, but not read again.
+    jax.config.update("jax_enable_compilation_cache", False)
     jax.devices()
     # Read by jax's own backend just now; libtpu ends the process at a flag of the CPU's compiler.
     os.environ.pop("XLA_FLAGS", None)

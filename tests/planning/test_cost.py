@@ -252,7 +252,9 @@ def test_a_prediction_is_the_longer_of_two_plus_links():
     assert cost.predicted(costs(500.0, 90.0), peaks).bound == "memory"
     assert cost.predicted(costs(950.0, 90.0), peaks).bound == "arithmetic"
     on_chip = costs(500.0, 90.0)._replace(memory_bytes=70.0)
-    assert cost.predicted(on_chip, peaks).memory == 7.0
+    assert cost.predicted(on_chip, peaks).memory == 9.0
+    assert cost.predicted(on_chip.on_memory(), peaks).memory == 7.0
+    assert cost.predicted(costs(500.0, 60.0)._replace(memory_bytes=70.0).on_memory(), peaks)[1] == 6
     alone = Peaks(100.0, 10.0, 0.0)  # one chip has no links
     assert cost.predicted(costs(500.0, 90.0), alone).seconds == 9.0
 
