@@ -319,9 +319,9 @@ def rows(made: Mapping[str, Any]) -> list[tuple[str, str]]:
     if train := made["train"]:
         found += rows_of("a step", train, unit)
         if "hours" in train:
-            found.append(("all steps", f"{train['hours']:,.1f} hours for {train['steps']:,} steps"))
+            found.append(("all steps", f"{train['hours']:,.3g} hours for {train['steps']:,} steps"))
         if "price" in train:
-            found.append(("price", f"{train['price']:,.2f}"))
+            found.append(("price", f"{train['price']:,.4g}"))
     if drawn := made["sample"]:
         found += rows_of(f"{drawn['count']} samples", drawn, unit)
     return [*found, *(("note", note) for note in made["notes"])]

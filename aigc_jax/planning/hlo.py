@@ -212,7 +212,13 @@ def collectives(program: Program, devices: int) -> tuple[Collective, ...]:
 
 
 def _group(text: str, devices: int) -> int:
-    """How many devices take part: of {{0,1},{2,3}} or [2,2]<=[4] two; all where none is named."""
+    """How many devices take part, all where none is named.
+
+    Two of {{0,1},{2,3}}, of [2,2]<=[4], and of mesh['a'=2,'b'=2] {'b'}.
+    """
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+        axes = dict(re.findall(r"'([^']+)'=(\d+)", match[1]))
+        return math.prod(int(axes[name]) for name in re.findall(r"'([^']+)'", match[2]))
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
         return int(match[1])
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", text):

@@ -105,6 +105,22 @@ def test_collectives_are_read_with_their_groups_and_rounds():
     )
 
 
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("[2,4]<=[8]", 4),
+        ("{{0,1},{2,3},{4,5},{6,7}}", 2),
+        ("mesh['data'=8] {'data'}", 8),
+        ("mesh['data'=2,'model'=4] {'model'}", 4),
+        ("{}", 8),
+    ],
+)
+def test_groups_in_every_notation(groups, size):
+    text = TEXT.replace("replica_groups=[2,4]<=[8]", f"replica_groups={groups}")
+    found = {one.kind: one for one in hlo.collectives(hlo.read(text), 8)}
+    assert found["all-reduce"].group == size
+
+
 def test_rounds_beyond_the_first_move_bytes_again():
     program = hlo.read(TEXT)
     # An all-reduce reads and writes 16 x 128 bfloat16, nine times more; the condition 1 byte.
