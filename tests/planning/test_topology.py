@@ -59,6 +59,11 @@ def test_more_devices_than_there_are_is_an_error_that_says_how_many():
     assert len(topology.devices(topology.parse("cpu"))) == len(jax.devices())
 
 
+def test_without_a_gpu_there_is_nothing_to_compile_for():
+    with pytest.raises(MissingError, match="jax finds no gpu on this machine"):
+        topology.devices(topology.parse("gpu"))
+
+
 def test_without_its_compiler_a_tpu_names_the_line_that_installs_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
