@@ -190,7 +190,7 @@ def global_batch(config: Mapping[str, Any], where: Place, per_chip: int | None) 
       SettingError: they do not divide over the devices.
     """
     size = config["train"]["batch_size"] if per_chip is None else per_chip * where.chips
-    sharding.check_batch(size, where.mesh)
+    sharding.check_batch(size, where.mesh, config["train"]["microbatches"])
     return size
 
 
@@ -217,6 +217,7 @@ def plan(
         "unit": where.word,
         "parameters": dict(programs.parameters(family)),
         "batch": size,
+        "microbatches": config["train"]["microbatches"],
         "sharding": config["train"]["sharding"],
         "train": step and described(step, where, size) | {"steps": config["train"]["steps"]},
         "sample": drawn and described(drawn, where, count) | {"count": count},
@@ -303,16 +304,18 @@ def largest_batch(
         found, _ = compiled(training(settings, family, spec, where), where)
         return found is not None and found.memory.total <= where.limit
 
-    return cost.largest(holds, config["train"]["batch_size"], where.mesh.size)
+    unit = where.mesh.size * config["train"]["microbatches"]
+    return cost.largest(holds, config["train"]["batch_size"], unit)
 
 
 def rows(made: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a plan says, as (what, how much)."""
     unit, players = made["unit"], made["parameters"]
     named = ", ".join(f"{name} {size:,}" for name, size in players.items())
+    parts = f" in {made['microbatches']} parts" if made["microbatches"] > 1 else ""
     found = [
         ("parameters", named if len(players) > 1 else f"{sum(players.values()):,}"),
-        ("global batch", f"{made['batch']:,}, {made['sharding']}"),
+        ("global batch", f"{made['batch']:,}{parts}, {made['sharding']}"),
     ]
     if "largest" in made:
         found.append(("largest batch that fits", f"{made['largest'] or 'unknown'}"))

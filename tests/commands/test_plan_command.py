@@ -16,6 +16,7 @@ REFUSED = [
     (["--topology=v5e:4x5"], "v5e has no such slice; near it are v5e:4x4, v5e:4x8"),
     (["--topology=cpu:16"], "here are 8 cpu devices, not 16"),
     (["--topology=cpu:8", "--config.train.batch_size=12"], "12 does not divide over 8 devices"),
+    (["--topology=cpu:8", "--config.train.microbatches=4"], "over 8 devices in 4 parts each"),
     (["--topology=cpu:2", "--image-shape=a,b"], "--image-shape is such as 64,64,3, not a,b"),
     (["--topology=cpu:2", "--image-shape=8,8"], "--image-shape is height, width, channels"),
     (["--topology=cpu:2", "--config.data.name=digit"], "unknown data set 'digit': did you mean"),
@@ -110,7 +111,7 @@ def test_the_largest_batch_is_the_last_whose_step_fits(monkeypatch):
     monkeypatch.setattr(plan, "training", lambda config, *others: config["train"]["batch_size"])
     monkeypatch.setattr(plan, "compiled", compiled)
     where = plan.Place(topology.parse("cpu:2"), Mesh(), CHIPS["v5e"])
-    config = {"train": {"batch_size": 64}}
+    config = {"train": {"batch_size": 64, "microbatches": 1}}
     found = plan.largest_batch(config, None, None, where)
     assert 16_128 * 15 / 16 <= found <= 16_128
     assert len(asked) < 16
