@@ -10,6 +10,7 @@
     python launch.py --mode=edit --workdir=runs/ddpm_digits --edit=vary --input=FOLDER
     python launch.py --mode=export --workdir=runs/ddpm_digits --output=exported
     python launch.py --mode=ema --workdir=runs/ddpm_digits --sigma-rel=0.07
+    python launch.py --mode=plan --config=configs/ddpm_cifar.py:bf16 --topology=v5e:4x4
 
 Training again in the same --workdir resumes; the other modes need only --workdir.
 """
@@ -49,6 +50,7 @@ COMMANDS = {
     "edit": "aigc_jax.commands.edit",
     "export": "aigc_jax.commands.export",
     "ema": "aigc_jax.commands.ema",
+    "plan": "aigc_jax.commands.plan",
 }
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -60,7 +62,7 @@ DEBUG = flags.DEFINE_bool("debug", False, "Show where in the code an error was r
 COMMON = (CONFIG, MODE, WORKDIR, DEBUG)
 
 # Commands that only write what others have computed: one process does.
-ALONE = ("report",)
+ALONE = ("report", "plan")
 # The flags of which each command takes those that its file names in FLAGS, and those of hosts.
 OWN = {
     holder.name: holder
@@ -141,6 +143,22 @@ OWN = {
         ),
         flags.DEFINE_enum("direction", "a2b", ["a2b", "b2a"], "From which domain to which."),
         flags.DEFINE_bool("resize", False, "Images at the size of training, and the results back."),
+        flags.DEFINE_list(
+            "topology", None, "Devices to plan for: v5e:4x4, several such, cpu, cpu:4 or gpu."
+        ),
+        flags.DEFINE_integer(
+            "per_chip", None, "Images a chip and step; default: the config's batch.", lower_bound=1
+        ),
+        flags.DEFINE_list(
+            "image_shape", None, "Of the data, 64,64,3; default: as the data set has them."
+        ),
+        flags.DEFINE_integer(
+            "classes", None, "Of the data; default: as the data set has them.", lower_bound=0
+        ),
+        flags.DEFINE_float("price", None, "Of a chip and hour.", lower_bound=0.0),
+        flags.DEFINE_bool(
+            "largest", False, "Also find the largest batch that fits, in 5 to 10 compilations."
+        ),
         flags.DEFINE_bool("distributed", False, "Several hosts, found by the cluster."),
         flags.DEFINE_string("coordinator", None, "Several hosts: host:port of the first."),
         flags.DEFINE_integer("processes", None, "Several hosts: how many processes."),

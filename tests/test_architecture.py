@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "report": ("report", "modalities", "files", "checks"),
     "training": ("training", "data.feed", "data.sources", "modalities", *LEAVES),
     "sampling": ("sampling", "training.sharding", *LEAVES),
+    "planning": ("planning", "training", "modalities", *LEAVES),
     "runs": (
         "runs", "sampling", "training", "evaluation", "report", "data", "modalities", "formats",
         "networks", "build", *LEAVES,

@@ -256,7 +256,7 @@ def _open_folder(path: str | None, image_size: int, **options: Any) -> _Collecti
 
 def _open_tfds(name: str, data_dir: str | None) -> _Collection:
     data_dir = data_dir and str(files.expanded(data_dir))
-    _check_name(name, data_dir)
+    check_name(name, data_dir)
     builder = prepare.make_builder(name, data_dir)
     if not prepare.is_prepared(builder):
         try:
@@ -331,7 +331,7 @@ def _open_digits() -> _Collection:
     )
 
 
-def _check_name(name: str, data_dir: str | None) -> None:
+def check_name(name: str, data_dir: str | None) -> None:
     """Raises a DataError with the near misses unless TFDS knows the name or its folder is there."""
     base, config = re.fullmatch("([^/:]*)/?([^:]*).*", name).groups()
     if base and data_dir and os.path.isdir(os.path.join(data_dir, base, config)):

@@ -26,6 +26,7 @@ from aigc_jax.report.reading import (
     read_evaluations,
     read_origin,
     read_pictures,
+    read_plans,
     spread,
 )
 from aigc_jax.report.words import count, number
@@ -95,6 +96,7 @@ def contents(workdir: pathlib.Path) -> dict[str, Any]:
         "scores_by_step": [plot(title, group) for title, group in scheduled.items()],
         "curves": [plot(title, group) for title, group in groups(curves)],
         "constants": constants,
+        "plans": optional(folder, "plan.json", read_plans, []),
         "differences": _differences(flat, origin["base"]) if origin["base"] else None,
         "config": json.dumps(config, indent=2, ensure_ascii=False) if config else "",
         "damaged": folder.damaged,  # last: what is above adds to it

@@ -171,6 +171,15 @@ def by_step(folder: Folder, name: str) -> list[pathlib.Path]:
     return sorted((p for p in pictures if p.stem.isdecimal()), key=lambda p: int(p.stem))
 
 
+def read_plans(content: bytes) -> list[dict[str, Any]]:
+    """`plan.json`: of each topology its name and rows (what, how much)."""
+    plans = [(plan["topology"], plan["chips"], plan["rows"]) for plan in mapping(content)["plans"]]
+    return [
+        {"title": f"{name}, {count(chips)} chips", "rows": [(str(a), str(b)) for a, b in rows]}
+        for name, chips, rows in plans
+    ]
+
+
 def spread(folder: Folder, paths: list[pathlib.Path], most: int) -> list[dict[str, Any]]:
     """First, last, and evenly in between, of the pictures that are not damaged."""
     shown = paths

@@ -197,6 +197,22 @@ def test_numbers_have_four_digits(run, value, shown):
     assert f"<b>{shown or 'not finite'}</b>" in result
 
 
+def test_a_plan_is_shown_and_a_damaged_one_told_of(run):
+    (run / "metrics.jsonl").unlink()  # plots take seconds
+    shutil.rmtree(run / "evaluations")
+    rows = [["a step: at the peaks", "12 ms, bound by memory"]]
+    put(run / "plan.json", {"plans": [{"topology": "v5e:4x4", "chips": 16, "rows": rows}]})
+    page = report.write(run).read_text()
+    shown = text(section(page, "plan"))
+    assert "v5e:4x4, 16 chips" in shown
+    assert "a step: at the peaks" in shown
+    assert "12 ms, bound by memory" in shown
+    put(run / "plan.json", {"plans": [{"topology": "v5e:4x4"}]})
+    page = report.write(run).read_text()
+    assert '<section id="plan">' not in page
+    assert "plan.json: damaged" in page
+
+
 def test_a_run_that_only_began_says_what_comes_next(run):
     for child in list(run.iterdir()):
         if child.name != "config.json":
