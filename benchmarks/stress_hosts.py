@@ -18,7 +18,6 @@ import signal
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import forks
 import numpy as np
@@ -97,13 +96,15 @@ def differing(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[
     return sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
 
 
-def stress(count: int, root: pathlib.Path) -> None:
+def stress(count: int, strikes: Sequence[str], root: pathlib.Path) -> None:
     """All of it with one number of processes."""
     print(f"{count} processes", flush=True)
     whole = root / f"{count}-whole"
     told("  without a break", trained(whole, count))
+    uses(root, count)
     expected = stress_kills.made(whole)
-    for name, signals in STRIKES.items():
+    for name in strikes:
+        signals = STRIKES[name]
         workdir = root / f"{count}-{name.replace(' ', '-')}"
         told(f"  {name}", trained(workdir, count, signals=signals))
         told("    started again", trained(workdir, count))
@@ -115,19 +116,19 @@ def stress(count: int, root: pathlib.Path) -> None:
 
 
 def uses(root: pathlib.Path, count: int) -> None:
-    """Samples and results of several processes beside those of one."""
+    """Samples and results, by several processes and by one, of the run that several have made."""
     results = []
     for processes in (1, count):
-        folder = root / f"used-by-{processes}"
+        folder = root / f"{count}-used-by-{processes}"
         shutil.copytree(root / f"{count}-whole", folder)
         for mode in (("sample", "--num=20", "--save=png"), ("evaluate",)):
             flags = [f"--mode={mode[0]}", *mode[1:], f"--workdir={folder}"]
             told(f"  {mode[0]} on {processes}", together(processes, *flags))
         pictures = sorted((folder / "generated").rglob("*.png"))
         tables = sorted((folder / "evaluations").rglob("*.json"))
-        values = [row for path in tables for row in rows(json.loads(path.read_text()))]
-        results.append((pictures, values))
-    (ours, our_values), (theirs, their_values) = results
+        found = [row for path in tables for row in json.loads(path.read_text())["rows"]]
+        results.append((pictures, {row["metric"]: row["value"] for row in found}))
+    (ours, values), (theirs, others) = results
     assert [p.name for p in ours] == [p.name for p in theirs]
     both = zip(ours, theirs, strict=True)
     most = max(
@@ -135,25 +136,20 @@ def uses(root: pathlib.Path, count: int) -> None:
         for a, b in both
     )
     print(f"  {len(ours)} pictures differ by at most {most} of 255")
-    print(f"  results of 1: {rows(our_values)}\n  results of {count}: {rows(their_values)}")
-
-
-def rows(table: Any) -> list[tuple[str, float]]:
-    """(metric, value) of all rows of a file of results."""
-    found = table if isinstance(table, list) else table.get("rows", table.get("results", []))
-    return [(row["metric"], row["value"]) for row in found]
+    for metric in sorted(values.keys() | others.keys()):
+        print(f"  {metric}: {values.get(metric)} on 1, {others.get(metric)} on {count}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--counts", default="2,4")
-    counts = [int(word) for word in parser.parse_args().counts.split(",")]
+    parser.add_argument("--strikes", default=",".join(STRIKES))
+    given = parser.parse_args()
     print(machine())
     forks.prepare()
     with tempfile.TemporaryDirectory() as root:
-        for count in counts:
-            stress(count, pathlib.Path(root))
-        uses(pathlib.Path(root), counts[0])
+        for count in map(int, given.counts.split(",")):
+            stress(count, given.strikes.split(","), pathlib.Path(root))
 
 
 if __name__ == "__main__":
