@@ -221,7 +221,7 @@ def main(argv: list[str]) -> int | None:
         )
     logging.set_verbosity(logging.WARNING)  # absl.app turns on what libraries tell each other
     if several is not None:
-        hosts.join(several)
+        hosts.join(several, trains=MODE.value == "train")
     module = importlib.import_module(COMMANDS[MODE.value])
     given = config_flags.get_override_values(flags.FLAGS["config"]) if config is not None else {}
     if any(key.startswith("sampling.") for key in given):

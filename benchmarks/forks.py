@@ -9,6 +9,7 @@ import os
 import pathlib
 import resource
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -81,11 +82,26 @@ def run(
         due = [*signals, *([(kill_after, signal.SIGKILL)] if kill_after is not None else ())]
         code = _wait(process, began, timeout, due, out)
         seconds = time.monotonic() - began
-        texts = []
-        for file in (out, err):
-            file.seek(0)
-            texts.append(file.read().decode(errors="replace"))
-    return Outcome(code, seconds, *texts)
+        return Outcome(code, seconds, text(out), text(err))
+
+
+def text(file: IO[bytes]) -> str:
+    """All that a process wrote to a file."""
+    file.seek(0)
+    return file.read().decode(errors="replace")
+
+
+def is_due(when: float | str, passed: float, out: IO[bytes]) -> bool:
+    """Whether so many seconds have passed, or a text is in what a process wrote."""
+    if isinstance(when, str):
+        return when.encode() in os.pread(out.fileno(), 1 << 20, 0)
+    return passed > when
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def _wait(process: int, began: float, timeout: float, due: list, out: IO[bytes]) -> int | None:
@@ -98,11 +114,7 @@ def _wait(process: int, began: float, timeout: float, due: list, out: IO[bytes])
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
             return None
-        if due and (
-            due[0][0].encode() in os.pread(out.fileno(), 1 << 20, 0)
-            if isinstance(due[0][0], str)
-            else passed > due[0][0]
-        ):
+        if due and is_due(due[0][0], passed, out):
             os.kill(process, due.pop(0)[1])
         time.sleep(0.002)
 

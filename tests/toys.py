@@ -22,7 +22,7 @@ import numpy as np
 from places import QUICK_XLA
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-if __name__ == "__main__":
+if str(ROOT) not in sys.path:  # of a process of its own
     sys.path.insert(0, str(ROOT))
 
 from aigc_jax.commands import common  # noqa: E402
@@ -382,10 +382,6 @@ def main(family: str, workdir: str, *settings: str) -> None:
     changes = dict(s.partition("=")[::2] for s in settings)
     changes = {k: v if k == "die" else json.loads(v) for k, v in changes.items()}
     broken(changes.pop("die", ""), changes.pop("limit", 0))
-    process = changes.pop("process", None)
-    if process is not None:
-        jax.distributed.initialize(f"127.0.0.1:{changes.pop('port')}", 2, process)
-        print("on all:", sharding.on_all(True), sharding.on_all(process == 0))
     try:
         state = train(pathlib.Path(workdir), family, changes)
     except (RuntimeError, ValueError) as error:  # as launch.py does

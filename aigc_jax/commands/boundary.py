@@ -103,6 +103,8 @@ def _of_library(error: BaseException) -> str | None:
 
 def end(code: object) -> NoReturn:
     """Ends the process with an exit code, or a message and 1, whatever threads a library left."""
+    if code == STOPPED:
+        hosts.leave()
     if isinstance(code, str):
         print(code, file=sys.stderr)
         code = 1

@@ -5,13 +5,14 @@ JAX is imported where it is needed, so that a mistake in a flag is told at once.
 
 import contextlib
 import faulthandler
+import logging
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aigc_jax.errors import RunError, SettingError
@@ -28,12 +29,14 @@ import signal, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
 noise = (b"coordination_service", b"preemption_sync_manager", b"GRPC error", b":UNKNOWN:Error")
-told, last_words = False, sys.argv[1]
+told, dropped, last_words = False, False, sys.argv[1]
 for line in sys.stdin.buffer:
     if line == b"all have met\\n":
         last_words = sys.argv[2]
         continue
-    if told or any(word in line[:120] for word in noise):
+    if line[:1] in (b"I", b"W", b"E", b"F") and line[1:5].isdigit():  # else it goes on
+        dropped = any(word in line[:120] for word in noise)
+    if told or dropped:
         continue
     told = b"JAX distributed service detected fatal errors" in line
     sys.stderr.buffer.write(last_words.encode() + b"\\n" if told else line)
@@ -45,8 +48,20 @@ ENDED = (
 )
 
 
+# What a cluster that JAX does not know may set; of these JAX itself reads the first alone.
+ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+UNKNOWN_CLUSTER = (
+    "--distributed found no cluster that JAX knows (SLURM: start by srun; Open MPI, a TPU pod, "
+    f"Kubernetes), nor {', '.join(ENVIRONMENT)}: set these three, or give --coordinator=host:port, "
+    "--processes=N and --process=I"
+)
+
+
 class Hosts(NamedTuple):
-    """How processes meet: address is None where the cluster tells it, as on a TPU pod."""
+    """How processes meet: address is None where the cluster tells it, as on a TPU pod.
+
+    `timeout` is in seconds, for all of them to come.
+    """
 
     address: str | None
     processes: int | None
@@ -74,21 +89,39 @@ def of_flags(flags: Mapping[str, Any]) -> Hosts | None:
                 "--distributed finds the processes by itself: leave --coordinator, --processes and "
                 "--process out, or give these three alone"
             )
-        return Hosts(None, None, None, timeout)
+        return _of_environment(timeout)
     if address is None and processes is None and process is None:
         return None
     if address is None or processes is None or process is None:
         raise SettingError(
             "several processes need all of --coordinator=host:port, --processes=N and --process=I"
         )
-    host, _, port = address.rpartition(":")
+    return _checked(Hosts(address, processes, process, timeout), FLAGS[1:4], "--")
+
+
+def _of_environment(timeout: int) -> Hosts:
+    """The processes as the environment's variables name them, or left to the cluster."""
+    address, *numbers = (os.environ.get(name, "") for name in ENVIRONMENT)
+    if not any(numbers):  # an address alone is what JAX takes in place of the cluster's
+        return Hosts(None, None, None, timeout)
+    for name, value in zip(ENVIRONMENT[1:], numbers, strict=True):
+        if not value.isdecimal():
+            raise SettingError(f"${name} is a number beside ${ENVIRONMENT[0]}, not {value!r}")
+    return _checked(Hosts(address, *map(int, numbers), timeout), ENVIRONMENT, "$")
+
+
+def _checked(hosts: Hosts, names: Sequence[str], sign: str) -> Hosts:
+    """Raises SettingError where an address or a number, given under these names, cannot be one."""
+    told = [f"{sign}{name}" for name in names]
+    host, _, port = hosts.address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise SettingError(f"--coordinator is host:port such as 10.0.0.1:1234, not {address!r}")
-    if processes < 1 or not 0 <= process < processes:
+        raise SettingError(f"{told[0]} is host:port such as 10.0.0.1:1234, not {hosts.address!r}")
+    last = max(hosts.processes, 1) - 1
+    if not 0 <= hosts.process <= last or hosts.processes < 1:
         raise SettingError(
-            f"--process is 0 to {max(processes, 1) - 1} of --processes={processes}, not {process}"
+            f"{told[2]} is 0 to {last} of {told[1]}={hosts.processes}, not {hosts.process}"
         )
-    return Hosts(address, processes, process, timeout)
+    return hosts
 
 
 def joined() -> bool:
@@ -100,49 +133,97 @@ def joined() -> bool:
     return jax.distributed.is_initialized()
 
 
-def join(hosts: Hosts) -> None:
+def join(hosts: Hosts, trains: bool = True) -> None:
     """Waits until all processes have met; from then on one that ends is told in one line.
 
+    Where not all come within `hosts.timeout`, the process ends with a line that names the address.
+
+    Args:
+      hosts: which these are.
+      trains: SIGTERM makes all of them stop at one step (`training.stop`), and nothing else; False
+        of commands without steps, which it ends.
+
     Raises:
-      RunError: they did not meet within the time, or there is no cluster that JAX knows.
+      RunError: the address cannot be reached or taken, or there is no cluster that JAX knows.
     """
     import jax
 
+    deadline, heard = time.monotonic() + hosts.timeout, _Heard(hosts)
     if hosts.address is not None:
-        _reach(hosts)
-    apart = _apart(hosts)
-    _filter_the_runtimes_last_words(f"launch.py: {apart}")
+        _reach(hosts, deadline)
+    _filter_the_runtimes_last_words(f"launch.py: {heard.apart()}")
+    jax.config.update("jax_enable_preemption_service", trains)
     try:
-        with _waiting(hosts):
+        with heard, _waiting(heard, deadline, ends=True):
             jax.distributed.initialize(
                 hosts.address,
                 hosts.processes,
                 hosts.process,
-                initialization_timeout=hosts.timeout,
+                # Later than ours: it ends by writing pages and aborting.
+                initialization_timeout=hosts.timeout + SILENCE,
                 heartbeat_timeout_seconds=SILENCE,
             )
-    except (RuntimeError, ValueError) as error:  # XLA's own errors are RuntimeErrors
-        reason = str(error).strip().splitlines()[0][:200]
-        raise RunError(f"{apart} ({reason})") from error
+    except (LookupError, OSError, RuntimeError, ValueError) as error:  # of clusters, and of XLA
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        told = heard.apart() if heard.address else UNKNOWN_CLUSTER
+        raise RunError(f"{told} ({reason})") from error
     os.write(2, b"all have met\n")  # to the filter
 
 
-def _apart(hosts: Hosts) -> str:
-    """What to tell where processes do not meet."""
-    if hosts.address is None:
-        return (
-            "no cluster that JAX knows was found, or not all of its processes came: start the same "
-            "command on each, or give --coordinator=host:port, --processes and --process instead "
-            "of --distributed"
+def leave() -> None:
+    """Waits for the other processes, which would take one that just ends for dead."""
+    if joined():
+        import jax
+
+        jax.distributed.shutdown()
+
+
+class _Heard(logging.Filter):
+    """What is known of the meeting; within its block JAX's log tells the address of a cluster.
+
+    It is told nowhere else: where it does not answer, XLA aborts without naming it.
+    """
+
+    def __init__(self, hosts: Hosts) -> None:
+        super().__init__()
+        self._hosts, self._log = hosts, logging.getLogger("jax._src.distributed")
+        self.address = hosts.address
+
+    def __enter__(self) -> None:
+        self._level = self._log.level
+        self._log.setLevel(logging.INFO)
+        self._log.addFilter(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._log.removeFilter(self)
+        self._log.setLevel(self._level)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Notes an address; what is told for information goes no further."""
+        if record.msg.startswith("Connecting to JAX distributed service on"):
+            self.address = record.args[0]
+        return record.levelno > logging.INFO
+
+    def waiting(self, left: float) -> str:
+        """Who waits, where, and for how long yet in seconds."""
+        address, processes, process, timeout = self._hosts
+        who = f"process {process} of {processes}" if address else "this process"
+        where = f"at {self.address}" if self.address else "of the cluster"
+        return f"{who} waits for the others {where}: {timeout - left:.0f} of {timeout} s"
+
+    def apart(self) -> str:
+        """What to tell where processes do not meet."""
+        count = (
+            f"the {self._hosts.processes} processes" if self._hosts.processes else "all processes"
         )
-    return (
-        f"the {hosts.processes} processes did not meet at {hosts.address} within {hosts.timeout} "
-        "s: start all of them with the same --coordinator and --processes, each with a --process "
-        "of its own, or wait longer by --join_timeout"
-    )
+        return (
+            f"not {count} met at {self.address or 'an address of the cluster'} within "
+            f"{self._hosts.timeout} s: start the same command for each of them, or wait longer by "
+            "--join_timeout"
+        )
 
 
-def _reach(hosts: Hosts) -> None:
+def _reach(hosts: Hosts, deadline: float) -> None:
     """Waits until the first process answers, or until its address can be taken, of the first."""
     host, _, port = hosts.address.rpartition(":")
     host = host.strip("[]")
@@ -154,11 +235,12 @@ def _reach(hosts: Hosts) -> None:
             except OSError as error:
                 raise RunError(
                     f"port {port} of this machine is in use ({error.strerror}): an earlier run may "
-                    "still be there; end it, or take another port in --coordinator"
+                    "still be there; end it, or take another port, in --coordinator or "
+                    "$JAX_COORDINATOR_PORT of a cluster"
                 ) from error
         return
-    deadline, reason = time.monotonic() + hosts.timeout, ""
-    with _waiting(hosts):
+    reason = ""
+    with _waiting(_Heard(hosts), deadline):
         while time.monotonic() < deadline:
             try:
                 socket.create_connection((host, int(port)), timeout=2).close()
@@ -167,24 +249,32 @@ def _reach(hosts: Hosts) -> None:
                 reason = error.strerror or str(error)
             time.sleep(0.2)
     raise RunError(
-        f"no answer from {hosts.address} in {hosts.timeout} s ({reason}): start the process with "
-        "--process=0 on that machine, check --coordinator and the firewall, or wait longer by "
+        f"no answer from {hosts.address} in {hosts.timeout} s ({reason}): start the first "
+        "process on that machine, check the address and the firewall, or wait longer by "
         "--join_timeout"
     )
 
 
 @contextlib.contextmanager
-def _waiting(hosts: Hosts, every: float = 5.0) -> Iterator[None]:
-    """Says every few seconds that and for what it waits."""
-    done, began = threading.Event(), time.monotonic()
-    where = f"at {hosts.address}" if hosts.address else "of the cluster"
-    who = f"process {hosts.process} of {hosts.processes}" if hosts.address else "this process"
+def _waiting(
+    heard: _Heard, deadline: float, ends: bool = False, every: float = 5.0
+) -> Iterator[None]:
+    """Says every few seconds for what it waits; `ends` the process then, if it must.
+
+    XLA cannot be interrupted while it waits.
+    """
+    done = threading.Event()
 
     def say() -> None:
-        while not done.wait(every):
-            waited = min(time.monotonic() - began, hosts.timeout)
-            line = f"{who} waits for the others {where}: {waited:.0f} of {hosts.timeout} s"
-            print(line, file=sys.stderr, flush=True)
+        while not done.wait(max(0.0, min(every, deadline - time.monotonic()))):
+            left = deadline - time.monotonic()
+            if left > 0:
+                print(heard.waiting(left), file=sys.stderr, flush=True)
+            elif ends:
+                print(f"launch.py: {heard.apart()}", file=sys.stderr, flush=True)
+                os._exit(1)
+            else:
+                return
 
     thread = threading.Thread(target=say, daemon=True)
     thread.start()

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import pathlib
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 
 from aigc_jax import files
+from aigc_jax.checks import flatten
 from aigc_jax.commands import common, report, validation
 from aigc_jax.commands import evaluate as evaluate_command
 from aigc_jax.commands.boundary import STOPPED
@@ -92,6 +94,7 @@ def run(
     sharding.check_on_first(partial(check_places, workdir, config["data"].get("path")))
     planned = plan(config["evaluations"], setting)
     data = common.open_data(config, splits(planned))
+    check_same(config, data.dataset)
     config = models.with_network(config, workdir, data.spec.shape)
     family = validation.validate(config, data.spec)
     extractors = FeatureExtractors(sharding.make_mesh())
@@ -123,6 +126,16 @@ def run(
         else:
             report.run(workdir)
     return state
+
+
+def check_same(config: Mapping[str, Any], data: Dataset) -> None:
+    """Raises SettingError where processes that shall train as one were told different things."""
+    told = flatten(folders.as_dict(config))
+    for key in ("data.data_dir", "data.path"):  # of a disk of each host's own, it may be
+        told.pop(key, None)
+    found = {"their config": told, "their data": dict(data.identity), "jax": jax.__version__}
+    words = {name: json.dumps(value, sort_keys=True) for name, value in found.items()}
+    sharding.check_same({name: [text.encode()] for name, text in words.items()})
 
 
 def check_places(workdir: pathlib.Path, images: str | None) -> None:
@@ -166,6 +179,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(lock.owned(workdir))
+        sharding.check_on_all(partial(lock.check_shared, workdir))
         session = continued(workdir, config, data.dataset, from_step, origin or {})
         folder = workdir / "checkpoints"
         checkpoints = Checkpoints(folder, keep["keep"], clean=True, run=session.run)
@@ -205,8 +219,9 @@ def continued(
         the data are of another kind.
     """
     steps = [complete_steps(workdir / name) for name in ("checkpoints", "best")]
+    new = sharding.from_first(uuid.uuid4().bytes).hex()
     if not any(steps):
-        return Session(uuid.uuid4().hex, from_step, [], origin)
+        return Session(new, from_step, [], origin)
     found = folders.identity(workdir)
     changes = folders.changes(workdir, config)
     if changes and from_step is None:
@@ -219,7 +234,7 @@ def continued(
         changes += other
     if not changes and from_step is not None and from_step == history.went_back_to(workdir):
         from_step = None
-    run = found.get("run") or run_of_newest(workdir / "checkpoints") or uuid.uuid4().hex
+    run = found.get("run") or run_of_newest(workdir / "checkpoints") or new
     return Session(run, from_step, changes, origin)
 
 

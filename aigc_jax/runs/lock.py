@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from aigc_jax import files
-from aigc_jax.errors import RunError
+from aigc_jax.errors import RunError, SettingError
 
 NAME = ".lock"
 BEAT = 10.0  # seconds between signs of life
@@ -51,6 +51,21 @@ def owned(workdir: pathlib.Path) -> Iterator[None]:
         finally:
             done.set()
             beating.join()
+
+
+def check_shared(workdir: pathlib.Path) -> None:
+    """Raises SettingError where a process does not see the folder that the first one owns.
+
+    Waits for what a network disk may remember for so long: that there was none.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not (workdir / NAME).exists():
+        if time.monotonic() > deadline:
+            raise SettingError(
+                f"{socket.gethostname()} does not see {workdir}, which the first process has made: "
+                "name by --workdir a folder that all hosts share"
+            )
+        time.sleep(min(1.0, PATIENCE / 10))
 
 
 @contextlib.contextmanager

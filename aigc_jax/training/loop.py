@@ -178,6 +178,7 @@ def _fed(
         "process_count": jax.process_count(),
     }
     columns, feed = feeds.opened(source, start, **plan)
+    sharding.check_same({"their training data": list(columns.values())})
     with contextlib.closing(feed):
         resident = sharding.place(columns, mesh)
         yield lambda step, count: (resident, sharding.put(mesh, feed.take(step, count), axis=2))

@@ -5,7 +5,8 @@ over the same axis. No loss and no network knows any of this, and no number depe
 """
 
 import math
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -147,6 +148,36 @@ def on_all(found: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(found))))
 
 
+def from_first(data: bytes) -> bytes:
+    """Bytes of the first process on all of them, which have as many of their own."""
+    if jax.process_count() == 1:
+        return data
+    own = np.frombuffer(data, np.uint8)
+    return multihost_utils.broadcast_one_to_all(own).astype(np.uint8).tobytes()
+
+
+def check_same(things: Mapping[str, Sequence[bytes | np.ndarray]]) -> None:
+    """Raises SettingError where one of some things is not the same on every process.
+
+    Args:
+      things: {what to call it: what it is made of, on the host}; called on all processes.
+    """
+    if jax.process_count() == 1:
+        return
+    sums = np.zeros(len(things), np.uint32)
+    for i, parts in enumerate(things.values()):
+        for part in parts:
+            part = part if isinstance(part, bytes) else np.ascontiguousarray(part)
+            sums[i] = zlib.crc32(part, int(sums[i]))
+    of_all = multihost_utils.process_allgather(sums)
+    wrong = [name for name, column in zip(things, of_all.T, strict=True) if len(set(column)) > 1]
+    if wrong:
+        raise SettingError(
+            f"the {jax.process_count()} processes of this run differ in {' and '.join(wrong)}: "
+            "start the same command on each, with the same files"
+        )
+
+
 def check_on_first(check: Callable[[], None]) -> None:
     """Calls a check on the first process, which writes for all; every process raises what it found.
 
@@ -155,8 +186,22 @@ def check_on_first(check: Callable[[], None]) -> None:
     Raises:
       ValueError: the check did.
     """
+    _check(check, jax.process_index() == 0, "the first process says why nothing was done")
+
+
+def check_on_all(check: Callable[[], None]) -> None:
+    """Calls a check on every process, after all have come here; each raises what one has found.
+
+    Raises:
+      ValueError: the check did, on one of them.
+    """
+    on_all(True)
+    _check(check, True, "another process says why nothing was done")
+
+
+def _check(check: Callable[[], None], here: bool, elsewhere: str) -> None:
     found: ValueError | None = None
-    if jax.process_index() == 0:
+    if here:
         try:
             check()
         except ValueError as error:
@@ -165,4 +210,4 @@ def check_on_first(check: Callable[[], None]) -> None:
     if found is not None:
         raise found
     if not fine:
-        raise SettingError("the first process says why nothing was done")
+        raise SettingError(elsewhere)
