@@ -31,7 +31,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 # Files with stricter rules than their folder's; the first pattern that fits counts.
 STRICTER = {
-    "training/step.py": ("family", "checks", "streams"),
+    "training/step.py": ("family", "checks", "streams", "training.microbatches"),
     "evaluation/metrics/*": ("evaluation.metrics",),
     "diffusion/solvers/*": ("diffusion.solvers", "diffusion.process", "checks"),
     "diffusion/schedules.py": ("checks",),

@@ -101,7 +101,7 @@ def test_the_gradient_of_the_whole_in_a_loop_or_not(looped, monkeypatch):
     w, key = jnp.ones((3, 2)), jax.random.key(1)
     whole = jax.value_and_grad(loss, has_aux=True)(w, batch, key)
     program = jax.jit(partial(microbatches.value_and_grad, loss, parts=4)).lower(w, batch, key)
-    assert program.as_text().count("dot_general") == (2 if looped else 8)
+    assert ('"known_trip_count":{"n":"4"}' in program.compile().as_text()) == looped
     found = microbatches.value_and_grad(loss, w, batch, key, 4)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), found, whole)
 
