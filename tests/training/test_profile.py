@@ -16,8 +16,6 @@ from aigc_jax.training import kinds, sharding
 from aigc_jax.training.profile import Profiler, Span, span
 from configs import ddpm_digits
 
-MS = 1e6  # ns
-
 
 def test_a_span_is_a_start_and_a_count():
     assert span("100:10") == Span(100, 110)
