@@ -24,7 +24,7 @@ wheels() {
     --implementation cp "${platforms[@]}" -d $folder \
     ml_collections==1.1.0 grain==0.2.18 array_record==0.8.6 tensorflow-datasets==4.9.10 \
     tensorflow-metadata==1.21.0 tensorboardX==2.6.5 immutabledict==4.3.1 toml==0.10.2 \
-    portpicker==1.6.0 googleapis-common-protos==1.76.0 diffusers==0.42.1
+    portpicker==1.6.0 googleapis-common-protos==1.76.0 six==1.17.0 diffusers==0.42.1
   "$PYTHON" -m pip wheel -q --no-deps -w $folder promise==2.3 # which has no wheel of its own
   du -sh $folder
 }
@@ -63,7 +63,7 @@ part() { # NAME SECONDS COMMAND...
 }
 
 run() {
-  OUT=$1 WORK=$(mktemp -d) TOTAL=525
+  OUT=$1 WORK=$(mktemp -d) TOTAL=${TOTAL:-525} # seconds
   mkdir -p "$OUT"
   trap 'rm -rf "$WORK"' EXIT
   export PYTHONPATH=.:$WORK/site PYTHONUNBUFFERED=1
