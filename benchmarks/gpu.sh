@@ -73,7 +73,7 @@ run() {
       --target "$WORK/site" .whl/*.whl || exit
   fi
   local cifar=ddpm_cifar:bf16@ small=() often=(--rounds=3 --seconds=1) batch=512 large=1024
-  local start=2000 loop=()
+  local start=2000 loop=() compiled=,compiled
   if [ -n "${SMALL:-}" ]; then
     small=(--set=network.width=16 --set=network.groups=8 "--set=network.multipliers=(1,)"
       --set=network.blocks=1 --set=network.generator.width=8 --set=network.discriminator.width=8
@@ -81,13 +81,14 @@ run() {
       --set=train.batch_size=8)
     loop=(--config.network.width=16)
     often=(--rounds=2 --seconds=0.2) batch=4 large=8 start=20
+    compiled="" # takes minutes on a CPU
   fi
   nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | tee "$OUT/log.txt"
   local speed=("$PYTHON" benchmarks/train_speed.py "${often[@]}" "${small[@]}")
-  part cifar-$batch 210 "${speed[@]}" --configs=$cifar$batch --sides=ours,eager,compiled \
+  part cifar-$batch 210 "${speed[@]}" --configs=$cifar$batch --sides=ours,eager$compiled \
     --json="$WORK/cifar-$batch.json" --profile="$WORK/profile-cifar-$batch"
   part small-models 170 "${speed[@]}" --configs=vae_mnist,ddpm_digits,gan_digits \
-    --json="$WORK/small-models.json"
+    --sides=ours,auto,eager$compiled --json="$WORK/small-models.json"
   part sampling 80 "$PYTHON" benchmarks/sampling_speed.py --config=$cifar$batch "${small[@]}" \
     --json="$WORK/sampling.json"
   part loop 60 "$PYTHON" launch.py --config=configs/ddpm_digits.py --workdir="$WORK/profile-loop" \
