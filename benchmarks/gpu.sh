@@ -24,7 +24,7 @@ wheels() {
     --implementation cp "${platforms[@]}" -d $folder \
     ml_collections==1.1.0 grain==0.2.18 array_record==0.8.6 tensorflow-datasets==4.9.10 \
     tensorflow-metadata==1.21.0 tensorboardX==2.6.5 immutabledict==4.3.1 toml==0.10.2 \
-    portpicker==1.6.0 googleapis-common-protos==1.76.0 diffusers==0.42.1
+    portpicker==1.6.0 googleapis-common-protos==1.76.0 six==1.17.0 diffusers==0.42.1
   "$PYTHON" -m pip wheel -q --no-deps -w $folder promise==2.3 # which has no wheel of its own
   du -sh $folder
 }
@@ -63,7 +63,7 @@ part() { # NAME SECONDS COMMAND...
 }
 
 run() {
-  OUT=$1 WORK=$(mktemp -d) TOTAL=525
+  OUT=$1 WORK=$(mktemp -d) TOTAL=${TOTAL:-525} # seconds
   mkdir -p "$OUT"
   trap 'rm -rf "$WORK"' EXIT
   export PYTHONPATH=.:$WORK/site PYTHONUNBUFFERED=1
@@ -73,7 +73,7 @@ run() {
       --target "$WORK/site" .whl/*.whl || exit
   fi
   local cifar=ddpm_cifar:bf16@ small=() often=(--rounds=3 --seconds=1) batch=512 large=1024
-  local start=2000 loop=()
+  local start=2000 loop=() compiled=,compiled
   if [ -n "${SMALL:-}" ]; then
     small=(--set=network.width=16 --set=network.groups=8 "--set=network.multipliers=(1,)"
       --set=network.blocks=1 --set=network.generator.width=8 --set=network.discriminator.width=8
@@ -81,13 +81,14 @@ run() {
       --set=train.batch_size=8)
     loop=(--config.network.width=16)
     often=(--rounds=2 --seconds=0.2) batch=4 large=8 start=20
+    compiled="" # takes minutes on a CPU
   fi
   nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | tee "$OUT/log.txt"
   local speed=("$PYTHON" benchmarks/train_speed.py "${often[@]}" "${small[@]}")
-  part cifar-$batch 210 "${speed[@]}" --configs=$cifar$batch --sides=ours,eager,compiled \
+  part cifar-$batch 210 "${speed[@]}" --configs=$cifar$batch --sides=ours,eager$compiled \
     --json="$WORK/cifar-$batch.json" --profile="$WORK/profile-cifar-$batch"
   part small-models 170 "${speed[@]}" --configs=vae_mnist,ddpm_digits,gan_digits \
-    --json="$WORK/small-models.json"
+    --sides=ours,auto,eager$compiled --json="$WORK/small-models.json"
   part sampling 80 "$PYTHON" benchmarks/sampling_speed.py --config=$cifar$batch "${small[@]}" \
     --json="$WORK/sampling.json"
   part loop 60 "$PYTHON" launch.py --config=configs/ddpm_digits.py --workdir="$WORK/profile-loop" \

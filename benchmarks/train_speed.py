@@ -21,7 +21,7 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import launch
@@ -107,37 +107,53 @@ def lazy(config: Any) -> int:
     return config.gan.penalty.every if "gan" in config and "penalty" in config.gan else 1
 
 
-def measured(config: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """{side: ms of a step in each round, or why there are none}."""
+def measured(config: Any, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yields {"parameters", "ms": {side: ms of a step in each round, or why there are none}}.
+
+    Of all sides but `compiled` first, since its compilation may outlast the time that there is, and
+    then of all of them anew.
+    """
+    asked = options.sides.split(",")
+    stages = [[name for name in asked if name != "compiled"], ["compiled"] * ("compiled" in asked)]
     sides: dict[str, Side] = {}
-    found: dict[str, Any] = {}
-    for name in options.sides.split(","):
-        if name == "auto" and options.device == "cpu":
-            found[name] = "on a CPU the loop makes one step a dispatch: see ours"
-            continue
-        try:
-            sides[name] = made(name, config, options)
-            found[name] = []
-        except Exception as error:  # of any library: the other sides go on
-            found[name] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
-    sizes = {name: side.size for name, side in sides.items()}
-    if len(set(sizes.values())) > 1:
-        raise SystemExit(f"not the same networks: {sizes} parameters")
+    notes: dict[str, str] = {}
+    for stage in filter(None, stages):
+        for name in stage:
+            if name == "auto" and options.device == "cpu":
+                notes[name] = "on a CPU the loop makes one step a dispatch: see ours"
+                continue
+            try:
+                sides[name] = made(name, config, options)
+            except Exception as error:  # of any library: the other sides go on
+                notes[name] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+        sizes = {name: side.size for name, side in sides.items()}
+        if len(set(sizes.values())) > 1:
+            raise SystemExit(f"not the same networks: {sizes} parameters")
+        ms = interleaved(sides, lazy(config), options)
+        order = {name: ms.get(name, notes.get(name)) for name in asked if name in {*ms, *notes}}
+        yield {"parameters": next(iter(sizes.values()), 0), "ms": order}
+        if stage is stages[0]:
+            for side in sides.values():
+                side.finish()
+
+
+def interleaved(
+    sides: dict[str, Side], cycle: int, options: argparse.Namespace
+) -> dict[str, list[float]]:
+    """{side: ms of a step in each round}, rounds being whole cycles."""
     counts = {}
     for name, side in sides.items():
         start = time.perf_counter()
-        steps = side.run(lazy(config))
+        steps = side.run(cycle)
         each = (time.perf_counter() - start) / steps
-        cycles = max(round(options.seconds / each / lazy(config)), 1)
-        counts[name] = cycles * lazy(config)
+        counts[name] = max(round(options.seconds / each / cycle), 1) * cycle
+    found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.rounds):
         for name, side in sides.items():
             start = time.perf_counter()
             steps = side.run(counts[name])
             found[name].append(1e3 * (time.perf_counter() - start) / steps)
-    for side in sides.values():
-        side.finish()
-    return {"parameters": next(iter(sizes.values()), 0), "ms": found}
+    return found
 
 
 def rows(name: str, batch: int, ms: dict[str, Any]) -> list[dict[str, Any]]:
@@ -224,12 +240,13 @@ def main() -> None:
     names = options.configs or (ON_CPU if options.device == "cpu" else ON_GPU)
     for name in names.split(","):
         config = common.config_of(name, options.set)
-        found = measured(config, options)
-        new = rows(name, config.train.batch_size, found["ms"])
-        result["rows"] += [row | {"parameters": found["parameters"]} for row in new]
+        before, new = result["rows"], []
+        for found in measured(config, options):
+            new = rows(name, config.train.batch_size, found["ms"])
+            result["rows"] = before + [row | {"parameters": found["parameters"]} for row in new]
+            if options.json:
+                pathlib.Path(options.json).write_text(json.dumps(result, indent=1))
         print(*map(line, new), sep="\n", flush=True)
-        if options.json:
-            pathlib.Path(options.json).write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a step's time goes to, by kind of layer: closed forms, and traces of each backend."""
+"""What a step's time goes to: operations of a program, traces of each backend, the table."""
 
 import re
 

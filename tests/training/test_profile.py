@@ -1,4 +1,4 @@
-"""A trace of some steps, and what their time goes to: closed forms, and a real step of a UNet."""
+"""Some steps of a run are traced: which, what is left there, and that no bit is another."""
 
 import json
 import re
