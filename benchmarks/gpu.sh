@@ -81,7 +81,7 @@ run() {
       --set=train.batch_size=8)
     loop=(--config.network.width=16)
     often=(--rounds=2 --seconds=0.2) batch=4 large=8 start=20
-    compiled="" # takes minutes on a CPU
+    cifar=ddpm_cifar@ compiled="" # which take minutes on a CPU
   fi
   nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | tee "$OUT/log.txt"
   local speed=("$PYTHON" benchmarks/train_speed.py "${often[@]}" "${small[@]}")
