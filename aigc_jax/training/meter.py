@@ -101,7 +101,9 @@ class Meter:
             if name.rpartition("/")[2] != "loss" or not math.isfinite(value):
                 continue
             usual = self._usual.setdefault(name, deque(maxlen=USUAL))
-            typical = max(statistics.median(usual), 1.0) if usual else math.inf
+            typical = math.inf
+            if usual and abs(value) > EXPLODED:  # a median is dear, and usual is at least 1
+                typical = max(statistics.median(usual), 1.0)
             if abs(value) > EXPLODED * typical:
                 found = f"{name} is {value:.3g}, and was around {typical:.3g} before"
             elif not row["skipped_in_row"]:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from aigc_jax import files
 from aigc_jax.errors import SettingError
@@ -134,9 +135,9 @@ class Profiler:
         if (active, count) in self._programs:
             return
 
-        def abstract(x: jax.Array, steps: int | None = None) -> jax.ShapeDtypeStruct:
+        def abstract(x: jax.Array | np.ndarray, steps: int | None = None) -> jax.ShapeDtypeStruct:
             shape = x.shape if steps is None else (steps, *x.shape[1:])
-            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=x.sharding)
+            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=getattr(x, "sharding", None))
 
         *others, feed = arguments
         others = jax.tree.map(abstract, others)

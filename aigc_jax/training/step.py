@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from aigc_jax import streams
@@ -56,9 +57,7 @@ class Metrics:
 
     def rows(self) -> list[dict[str, float]]:
         """{name: value} of each step; waits for them."""
-        return [
-            dict(zip(self.names, row, strict=True)) for row in jax.device_get(self.values).tolist()
-        ]
+        return [dict(zip(self.names, row, strict=True)) for row in np.asarray(self.values).tolist()]
 
 
 class Recipe(NamedTuple):
