@@ -61,7 +61,8 @@ def of_networks(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: a network that says it of its own, as runs of earlier versions did.
     """
-    train, network = Sections(config)["train"], dict(Sections(config)["network"])
+    train, network = Sections(config)["train"], Sections(config)["network"]
+    checks.value("network", network, Mapping)
     given = {"dtype": checks.entry("train", train, "precision", checks.DType)}
     if checks.entry("train", train, "remat", bool):
         given["remat"] = True  # networks without blocks have no such argument
@@ -74,5 +75,5 @@ def of_networks(config: Mapping[str, Any]) -> dict[str, Any]:
 
     players = {key: own for key, own in network.items() if hasattr(own, "items")}
     if not players:
-        return handed_on("network", network)
-    return network | {key: handed_on(f"network.{key}", own) for key, own in players.items()}
+        return handed_on("network", network) if network else {}
+    return {**network} | {key: handed_on(f"network.{key}", own) for key, own in players.items()}

@@ -148,7 +148,7 @@ class Meter:
         else:
             found = "No checkpoint from before that is kept"
         remedy = "with another setting, such as a lower optimizer.learning_rate, optimizer.clip, "
-        remedy += "or networks of dtype float32"
+        remedy += "or train.precision=float32"
         if good or doubtful:
             from_step = f"--from-step={(good or doubtful)[-1]}"
             return DivergedError(

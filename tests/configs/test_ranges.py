@@ -256,7 +256,7 @@ def check_told(changes, words, base="vae_digits"):
         ({"network.activation": "reul"}, "is one of relu, tanh, not 'reul'; did you mean 'relu'?"),
         ({"data.in_memory": "yes"}, "config.data.in_memory is True or False or None, not 'yes'"),
         ({"published": (("fid", "3", "paper"),)}, "maybe empty, of (text, a number that is finite"),
-        ({"train": {"batch_size": 8}}, "config.train lacks 'steps', 'sharding', 'max_skipped', "),
+        ({"train": {"batch_size": 8}}, "config.train lacks 'steps', 'precision', 'remat', "),
         ({"optimzer": {}}, "not 'optimzer'; did you mean 'optimizer'?"),
         ({"gan": {}}, "a section of a config of family 'vae' is one of family, seed, "),
         ({"log.evrey": 3}, "config.log has no key 'evrey' (did you mean 'every'?)"),
