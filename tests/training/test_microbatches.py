@@ -72,7 +72,7 @@ def stepped(family: Family, config, batch, spec, parts: int):
 
 def test_ddpm_with_dropout_learns_the_same_from_parts():
     config = ddpm_digits.get_config("smoke").to_dict()
-    config["network"]["dropout"] = 0.3
+    config["network"] |= {"dropout": 0.3, "multipliers": (1,), "attention": ()}
     config["optimizer"] = toys.optimizer("sgd", learning_rate=0.1)
     spec = specs.OF_CONFIGS["digits"]
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), np.uint8)
