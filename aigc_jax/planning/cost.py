@@ -4,8 +4,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-
 from aigc_jax.planning import hlo
 from aigc_jax.planning.hlo import Collective
 
@@ -147,17 +145,6 @@ def ring_bytes(one: Collective) -> float:
     if one.kind == "collective-permute":
         return one.size
     return PASSES.get(one.kind, 1.0) * one.size * (one.group - 1) / one.group
-
-
-def fits(compile_program: Callable[[], Memory], limit: float | None) -> tuple[bool, str]:
-    """(whether a program fits a device's memory, what it takes or the compiler says), in words."""
-    try:
-        memory = compile_program()
-    except jax.errors.JaxRuntimeError as error:
-        if not OUT_OF_MEMORY.search(str(error)):
-            raise
-        return False, str(error).strip().splitlines()[0][:200]
-    return limit is None or memory.total <= limit, f"{memory.total / 2**30:.2f} GiB"
 
 
 def largest(holds: Callable[[int], bool], start: int, unit: int, most: int = 2**24) -> int:

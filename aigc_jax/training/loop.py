@@ -208,7 +208,9 @@ def _compiled(
         step: int, state: TrainState, resident: Any, feed: Any
     ) -> tuple[TrainState, Metrics]:
         given = state, constants, resident, feed
-        with jax.transfer_guard_device_to_host("disallow"):
+        # Rows come from the host; all else is there already.
+        guard = jax.transfer_guard_device_to_host if resident else jax.transfer_guard
+        with guard("disallow"):
             if profiler:
                 return profiler.run(compiled, plan, step, *given)
             return compiled(active_phases(recipe.family, step), *given)
