@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aigc_jax import checks
-from aigc_jax.errors import SettingError
+from aigc_jax.errors import SettingError, UnknownKeyError
 from aigc_jax.family import DataSpec, Family
 
 # {config.family: (the module whose `build` makes it, imported when it is asked for; the section
@@ -46,8 +46,8 @@ def build(config: Mapping[str, Any], spec: DataSpec) -> Family:
     networks = of_networks(config)
     try:
         return module.build(Sections({**config, "network": networks}), spec)
-    except SettingError as error:
-        if "has no key 'remat'" in str(error):
+    except UnknownKeyError as error:
+        if "remat" in error.keys:
             raise SettingError(
                 "config.train.remat=True: a network of this experiment has no blocks whose "
                 "activations could be computed again; set it to False"

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, NamedTuple
 
-from aigc_jax.errors import SettingError
+from aigc_jax.errors import SettingError, UnknownKeyError
 
 INT32 = 2**31  # what JAX counts in ends below it
 
@@ -199,17 +199,19 @@ def section(
     value(name, settings, Mapping)
     found, known = dict(settings), {**kinds, **optional}
     missing = [key for key in kinds if key not in found]
+    unknown = frozenset(found.keys() - known.keys())
     problems = []
-    for key in found.keys() - known.keys():
+    for key in unknown:
         near = difflib.get_close_matches(key, missing or known, n=1)
         problems.append(f"has no key {key!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     if missing:
         problems.append(f"lacks {', '.join(map(repr, missing))}")
     if problems:
-        raise SettingError(
+        message = (
             f"config.{name} {' and '.join(sorted(problems))}; its keys are {', '.join(known)}. "
             "A run of an older version? Give its config.json the keys of today, or train it again"
         )
+        raise UnknownKeyError(message, unknown) if unknown else SettingError(message)
     for key, given in found.items():
         value(f"{name}.{key}", given, known[key])
     return found

@@ -13,6 +13,14 @@ class SettingError(UserError, ValueError):
     """A setting, flag or argument that cannot work."""
 
 
+class UnknownKeyError(SettingError):
+    """A section of a config with keys that nothing reads; `keys` are their names."""
+
+    def __init__(self, message: str, keys: frozenset[str]) -> None:
+        super().__init__(message)
+        self.keys = keys
+
+
 class MissingError(UserError, FileNotFoundError):
     """A run, file or folder that is not there."""
 

@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from aigc_jax.planning import hlo
-from aigc_jax.planning.hlo import Collective
+from aigc_jax.planning import traffic
+from aigc_jax.planning.traffic import Collective
+from aigc_jax.training import hlo
 
 OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|[Oo]ut of memory|Ran out of memory")
 # How often a whole array passes a chip's links in a ring of n, over (n - 1) / n.
@@ -101,12 +102,12 @@ def of_compiled(compiled: Any, flops: float, devices: int) -> Cost:
     )
     return Cost(
         flops=flops / devices,
-        bytes=analysis.get("bytes accessed", 0.0) + hlo.loop_bytes(program),
-        memory_bytes=hlo.memory_bytes(program),
+        bytes=analysis.get("bytes accessed", 0.0) + traffic.loop_bytes(program),
+        memory_bytes=traffic.memory_bytes(program),
         memory=memory,
-        collectives=hlo.collectives(program, devices),
+        collectives=traffic.collectives(program, devices),
         compiled_flops=analysis.get("flops", 0.0),
-        unknown_loops=hlo.unknown_loops(program),
+        unknown_loops=traffic.unknown_loops(program),
     )
 
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from jax.profiler import ProfileData
 
+from aigc_jax.training.hlo import Instruction, Program
+
 WINDOW = "profiled steps"  # the annotation from the first traced step's start to the last one's end
 
 CONVOLUTION = "convolution"
@@ -79,53 +81,26 @@ NOTHING = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "io
 # A loop's time is that of what it runs, which a trace has too; so is a call's, where it has that.
 LOOPS, CALL = {"while", "conditional"}, "call"
 
-INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (.*)")
-OPCODE = re.compile(r"\s([a-z][a-z\d-]*)\(")
-COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{\s*$")
-CALLED = re.compile(r"\b(?:calls|to_apply)=%?([\w.-]+)")
-SCOPE = re.compile(r'op_name="([^"]*)"')
-TARGET = re.compile(r'custom_call_target="([^"]*)"')
+
+def kind_of(program: Program, name: str) -> str:
+    """Which of KINDS an instruction of a program is."""
+    line = program.lines.get(name)
+    return PARTS.get(_part(program, line), MOVES) if line else UNKNOWN
 
 
-class Instruction(NamedTuple):
-    """One of a compiled program.
-
-    Attributes:
-      opcode: such as "fusion", without the -start and -done of an asynchronous one.
-      scope: where it was written, "" where nobody knows.
-      target: of a library's kernel.
-      inner: names of the instructions in it, if it is fused or a call.
-    """
-
-    opcode: str
-    scope: str
-    target: str
-    inner: tuple[str, ...]
-
-
-class Program(NamedTuple):
-    """A compiled program: its name in a trace, and its instructions by theirs."""
-
-    module: str
-    instructions: Mapping[str, Instruction]
-
-    def part(self, name: str) -> str | None:
-        """Which of PARTS an instruction is; None of one that takes no time."""
-        found = self.instructions[name]
-        inner = [part for part in map(self.part, found.inner) if part]
-        own = part_of(found)
-        if inner and own == "arithmetic":  # which is all that "fusion" says
-            return min(inner, key=RANK.get)
-        return min([*inner, *([own] if own else [])], key=RANK.get, default=None)
-
-    def kind(self, name: str) -> str:
-        """Which of KINDS an instruction is."""
-        return PARTS.get(self.part(name), MOVES) if name in self.instructions else UNKNOWN
+def _part(program: Program, line: Instruction) -> str | None:
+    """Which of PARTS an instruction is; None of one that takes no time."""
+    within = (_part(program, one) for one in program.within(line))
+    inner = [part for part in within if part]
+    own = part_of(line)
+    if inner and own == "arithmetic":  # which is all that "fusion" says
+        return min(inner, key=RANK.get)
+    return min([*inner, *([own] if own else [])], key=RANK.get, default=None)
 
 
 def part_of(instruction: Instruction) -> str | None:
     """Which of PARTS an instruction is by itself; None of one that does nothing."""
-    opcode, scope = instruction.opcode, instruction.scope.lower()
+    opcode, scope = instruction.operation, instruction.scope.lower()
     if opcode in NOTHING:
         return None
     by_opcode = OPCODES.get(opcode, "arithmetic")
@@ -140,34 +115,6 @@ def part_of(instruction: Instruction) -> str | None:
     if by_opcode == "product":  # of an optimizer or a norm that multiplies matrices
         return next((part for part in by_scope if part in ("optimizer", "norm")), by_opcode)
     return min((*by_scope, by_opcode), key=RANK.get)
-
-
-def parsed(text: str) -> Program:
-    """A program from its text, `jax.stages.Compiled.as_text()`."""
-    module = re.match(r"HloModule ([\w.-]+)", text)
-    computations: dict[str, list[str]] = collections.defaultdict(list)
-    lines: dict[str, str] = {}
-    current = ""
-    for line in text.splitlines():
-        if found := INSTRUCTION.match(line):
-            name, lines[name] = found[1], found[2]
-            computations[current].append(name)
-        elif found := COMPUTATION.match(line):
-            current = found[1]
-
-    def instruction(line: str) -> Instruction:
-        def first(pattern: re.Pattern) -> str:
-            found = pattern.search(line)
-            return found[1] if found else ""
-
-        opcode = first(OPCODE)
-        opcode = re.sub(r"-(start|done|update)$", "", opcode)
-        inner = computations[first(CALLED)] if opcode in ("fusion", "async", CALL) else ()
-        return Instruction(opcode, first(SCOPE), first(TARGET), tuple(inner))
-
-    return Program(
-        module[1] if module else "", {name: instruction(line) for name, line in lines.items()}
-    )
 
 
 class Run(NamedTuple):
@@ -318,8 +265,8 @@ def table(runs: Sequence[Run], window: float, programs: Sequence[Program], steps
     for (name, module, number), ns in spent.most_common():
         program = of[number]
         if program:
-            kind, found = program.kind(name), program.instructions.get(name)
-            scope = found.scope if found else ""
+            found = program.lines.get(name)
+            kind, scope = kind_of(program, name), found.scope if found else ""
         else:
             kind, scope = OTHER if module else MOVES, module  # a move is between host and device
         operations.append(Operation(kind, name, scope, ns / steps / 1e6))
@@ -335,11 +282,11 @@ def _matching(names: set[tuple[str, str]], programs: Iterable[Program]) -> Progr
     modules = {module for module, _ in names}
     return max(
         (program for program in programs if program.module in modules),
-        key=lambda program: sum(name in program.instructions for _, name in names),
+        key=lambda program: sum(name in program.lines for _, name in names),
         default=None,
     )
 
 
-def _has(program: Program | None, name: str, opcodes: set[str]) -> bool:
-    found = program and program.instructions.get(name)
-    return bool(found) and found.opcode in opcodes
+def _has(program: Program | None, name: str, operations: set[str]) -> bool:
+    found = program and program.lines.get(name)
+    return bool(found) and found.operation in operations

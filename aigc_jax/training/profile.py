@@ -12,7 +12,7 @@ import numpy as np
 
 from aigc_jax import files
 from aigc_jax.errors import SettingError
-from aigc_jax.training import kinds, writers
+from aigc_jax.training import hlo, kinds, writers
 
 HOW = "--profile=START:COUNT traces COUNT steps from step START on, such as --profile=100:10"
 OPEN = (
@@ -162,7 +162,7 @@ class Profiler:
         if not traces or last <= first:  # it ended before a step did
             return
         data = jax.profiler.ProfileData.from_file(str(traces[-1]))
-        programs = [kinds.parsed(program.as_text()) for program in self._programs.values()]
+        programs = [hlo.read(program.as_text()) for program in self._programs.values()]
         table = kinds.table(*kinds.read(data), programs, last - first)
         about = {
             "steps": [first, last],

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from aigc_jax.planning import cost, flops, hlo
+from aigc_jax.planning import cost, flops, traffic
 from aigc_jax.planning.cost import Cost, Memory, Peaks
-from aigc_jax.planning.hlo import Collective
-from aigc_jax.training import sharding
+from aigc_jax.planning.traffic import Collective
+from aigc_jax.training import hlo, sharding
 
 N, B, D = 8, 64, 256  # devices, examples, width
 NOTHING = Memory(0, 0, 0, 0)
@@ -38,7 +38,7 @@ def compiled_step(mesh, mode):
 
 
 def by_kind(compiled):
-    found = hlo.collectives(hlo.read(compiled.as_text()), N)
+    found = traffic.collectives(hlo.read(compiled.as_text()), N)
     assert all(one.group == N for one in found)
     return {one.kind: one.size for one in found}
 
@@ -57,7 +57,7 @@ def test_fsdp_gathers_parameters_and_scatters_gradients(mesh):
 def test_one_device_has_no_collectives():
     alone = sharding.make_mesh(jax.devices()[:1])
     text = compiled_step(alone, "replicated").as_text()
-    assert hlo.collectives(hlo.read(text), 1) == ()
+    assert traffic.collectives(hlo.read(text), 1) == ()
 
 
 TEXT = """\
@@ -98,7 +98,7 @@ replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
 
 
 def test_collectives_are_read_with_their_groups_and_rounds():
-    found = hlo.collectives(hlo.read(TEXT), 8)
+    found = traffic.collectives(hlo.read(TEXT), 8)
     assert found == (
         Collective("all-gather", 8, 1, 4 * 64 * 128),
         Collective("all-reduce", 4, 10, 10 * 2 * 16 * 128),
@@ -117,16 +117,16 @@ def test_collectives_are_read_with_their_groups_and_rounds():
 )
 def test_groups_in_every_notation(groups, size):
     text = TEXT.replace("replica_groups=[2,4]<=[8]", f"replica_groups={groups}")
-    found = {one.kind: one for one in hlo.collectives(hlo.read(text), 8)}
+    found = {one.kind: one for one in traffic.collectives(hlo.read(text), 8)}
     assert found["all-reduce"].group == size
 
 
 def test_rounds_beyond_the_first_move_bytes_again():
     program = hlo.read(TEXT)
     # An all-reduce reads and writes 16 x 128 bfloat16, nine times more; the condition 1 byte.
-    assert hlo.loop_bytes(program) == 9 * 2 * 2 * 16 * 128
-    assert hlo.unknown_loops(program) == 0
-    assert hlo.unknown_loops(hlo.read(TEXT.replace("known_trip_count", "other"))) == 1
+    assert traffic.loop_bytes(program) == 9 * 2 * 2 * 16 * 128
+    assert traffic.unknown_loops(program) == 0
+    assert traffic.unknown_loops(hlo.read(TEXT.replace("known_trip_count", "other"))) == 1
 
 
 # As the compiler for TPUs writes a loop of ten products: no length beside it, and all but the
@@ -181,15 +181,15 @@ condition=%condition, body=%body
 def test_a_loop_of_a_tpu_has_its_length_and_what_stays_on_the_chip_is_no_traffic():
     program = hlo.read(ON_CHIP)
     (loop,) = (line for line in program.lines.values() if line.kind == "while")
-    assert hlo.rounds(program, loop) == 10
+    assert traffic.rounds(program, loop) == 10
     # The argument x in two halves, the argument w and the result, each once.
-    moved = hlo.memory_bytes(program)
+    moved = traffic.memory_bytes(program)
     assert moved == pytest.approx(4 * (512 * 1024 + 1024 * 1024 + 512 * 1024), abs=64)
     everything = 4 * (512 * 1024 + 1024 * 1024 + 512 * 1024)
-    assert hlo.loop_bytes(program) == pytest.approx(9 * everything, abs=200)
+    assert traffic.loop_bytes(program) == pytest.approx(9 * everything, abs=200)
     unknown = hlo.read(ON_CHIP.replace("direction=LT", "direction=NE"))
-    assert hlo.unknown_loops(unknown) == 1
-    assert hlo.times(unknown)["body"] == 1
+    assert traffic.unknown_loops(unknown) == 1
+    assert traffic.times(unknown)["body"] == 1
 
 
 @pytest.mark.parametrize(

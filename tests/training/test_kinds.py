@@ -5,8 +5,8 @@ import re
 import pytest
 from jax.profiler import ProfileData
 
-from aigc_jax.training import kinds
-from aigc_jax.training.kinds import Run, parsed, read, shares, table
+from aigc_jax.training import hlo, kinds
+from aigc_jax.training.kinds import Run, read, shares, table
 
 MS = 1e6  # ns
 
@@ -98,9 +98,9 @@ EXPECTED = {
 
 
 def test_an_operation_has_the_kind_of_its_heaviest_part():
-    program = parsed(PROGRAM)
+    program = hlo.read(PROGRAM)
     assert program.module == "jit_train_steps"
-    assert {name: program.kind(name) for name in EXPECTED} == EXPECTED
+    assert {name: kinds.kind_of(program, name) for name in EXPECTED} == EXPECTED
 
 
 def runs(*given, module="jit_train_steps", number=3):
@@ -120,8 +120,8 @@ def test_the_table_of_known_runs():
     )
     ran += runs(("convolution.2", 80, 84), module="jit_step", number=4)
     ran += runs(("MemcpyH2D", 90, 91), module="", number=None)
-    other = parsed(PROGRAM.replace("mul.5", "div.5"))  # of fewer of these names
-    found = table(ran, 100 * MS, [other, parsed(PROGRAM)], steps=2)
+    other = hlo.read(PROGRAM.replace("mul.5", "div.5"))  # of fewer of these names
+    found = table(ran, 100 * MS, [other, hlo.read(PROGRAM)], steps=2)
     rest = 100 - 20 - 10 - 15 - 2 - 4 - 1
     assert found.ms == pytest.approx(50)
     assert {name: ms for name, ms in found.kinds.items() if ms} == pytest.approx(

@@ -1,10 +1,12 @@
-"""What the text of a compiled program says: its collectives, and its loops with their lengths."""
+"""What a compiled program moves: its collectives, and bytes by its loops' lengths."""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
+
+from aigc_jax.training.hlo import Instruction, Program
 
 COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
@@ -15,48 +17,11 @@ FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "after-all",
     "conditional", "iota", "partition-id", "replica-id",
 }  # fmt: skip
-_LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_ARRAY = re.compile(r"\b(pred|token|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(
     r"(?:calls|to_apply|condition|true_computation|false_computation)=%?([\w.\-]+)"
 )
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-
-
-class Instruction(NamedTuple):
-    """One line of a computation.
-
-    Attributes:
-      name, kind: such as "fusion.3" and "fusion".
-      size: bytes of the result.
-      in_memory: those of them that lie in a device's main memory, not in one on the chip.
-      operands: names of instructions.
-      inside, text: what stands within the brackets, and after them.
-    """
-
-    name: str
-    kind: str
-    size: int
-    in_memory: int
-    operands: tuple[str, ...]
-    inside: str
-    text: str
-
-
-class Program(NamedTuple):
-    """A compiled program as its text has it.
-
-    Attributes:
-      entry: the computation that runs first.
-      computations: {name: its lines}.
-      lines: {name: instruction} of all of them.
-    """
-
-    entry: str
-    computations: Mapping[str, tuple[Instruction, ...]]
-    lines: Mapping[str, Instruction]
 
 
 class Collective(NamedTuple):
@@ -74,53 +39,6 @@ class Collective(NamedTuple):
     group: int
     count: int
     size: int
-
-
-def read(text: str) -> Program:
-    """A program from what `compiled.as_text()` gives."""
-    entry, name, found, lines = "", "", {}, []
-    for line in text.splitlines():
-        if head := _HEAD.match(line):
-            name, lines = head[2], []
-            entry = name if head[1] else entry
-        elif line.startswith("}"):
-            found[name] = tuple(lines)
-        elif match := _LINE.match(line):
-            inside, rest = _split(match[4])
-            operands = tuple(re.findall(r"%([\w.\-]+)", inside))
-            sizes = size_of(match[2]), size_of(match[2], main=True)
-            lines.append(Instruction(match[1], match[3], *sizes, operands, inside, rest))
-    named = {line.name: line for lines in found.values() for line in lines}
-    return Program(entry, found, named)
-
-
-def _split(text: str) -> tuple[str, str]:
-    """(what is within the bracket that is open, what comes after it)."""
-    depth = 1
-    for i, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if not depth:
-            return text[:i], text[i:]
-    return text, ""
-
-
-def size_of(shape: str, main: bool = False) -> int:
-    """Bytes of a type such as "(f32[8,4]{1,0}, s32[])", all of a tuple together.
-
-    With `main` those in main memory alone: a layout with S(1) or above lies on the chip.
-    """
-    return sum(
-        math.ceil(_bits(kind) * math.prod(int(n) for n in dims.split(",") if n) / 8)
-        for kind, dims, layout in _ARRAY.findall(shape)
-        if not (main and re.search(r"S\([1-9]", layout))
-    )
-
-
-def _bits(kind: str) -> int:
-    if kind == "pred":
-        return 8
-    digits = re.search(r"\d+", kind)
-    return int(digits[0]) if digits else 0
 
 
 def times(program: Program, loops: bool = True) -> Counter[str]:
