@@ -11,6 +11,7 @@
     python launch.py --mode=export --workdir=runs/ddpm_digits --output=exported
     python launch.py --mode=ema --workdir=runs/ddpm_digits --sigma-rel=0.07
     python launch.py --mode=plan --config=configs/ddpm_cifar.py:bf16 --topology=v5e:4x4
+    python launch.py --mode=ablate --config=configs/ablations/gan_mixture.py
 
 Training again in the same --workdir resumes; the other modes need only --workdir.
 """
@@ -51,6 +52,7 @@ COMMANDS = {
     "export": "aigc_jax.commands.export",
     "ema": "aigc_jax.commands.ema",
     "plan": "aigc_jax.commands.plan",
+    "ablate": "aigc_jax.commands.ablate",
 }
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -61,8 +63,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs
 DEBUG = flags.DEFINE_bool("debug", False, "Show where in the code an error was raised.")
 COMMON = (CONFIG, MODE, WORKDIR, DEBUG)
 
-# Commands that only write what others have computed: one process does.
-ALONE = ("report", "plan")
+# Commands of one process: what they write others have computed, or other machines share their work.
+ALONE = ("report", "plan", "ablate")
 # The flags of which each command takes those that its file names in FLAGS, and those of hosts.
 OWN = {
     holder.name: holder
@@ -159,6 +161,12 @@ OWN = {
         flags.DEFINE_bool(
             "largest", False, "Also find the largest batch that fits, in 5 to 10 compilations."
         ),
+        flags.DEFINE_list("only", None, "Variants of an ablation, or runs as VARIANT/seed_N."),
+        flags.DEFINE_bool("dry", False, "Say what would run and how long, and train nothing."),
+        flags.DEFINE_enum(
+            "replicas", "", ["", "vmap"], "vmap: train alike runs side by side in one program."
+        ),
+        flags.DEFINE_string("shard", None, "i/n: every n-th run from i on, counted from 0."),
         flags.DEFINE_bool("distributed", False, "Several hosts, found by the cluster."),
         flags.DEFINE_string("coordinator", None, "Several hosts: host:port of the first."),
         flags.DEFINE_integer("processes", None, "Several hosts: how many processes."),
@@ -208,6 +216,8 @@ def main(argv: list[str]) -> int | None:
     config = CONFIG.value
     if config is None and (MODE.value == "train" or WORKDIR.value is None):
         raise SettingError("name the experiment, as in --config=configs/ddpm_digits.py")
+    if config is not None and config.family == "ablation" and MODE.value != "ablate":
+        raise SettingError("this config is of an ablation: give it to --mode=ablate")
     values = {name: OWN[name].value for name in taken}
     workdir = WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename)
     workdir = files.expanded(workdir)
@@ -249,7 +259,7 @@ def global_batch(config: Any, workdir: pathlib.Path) -> int:
     """The global batch of a config, or of the run in a folder; 1 where neither says."""
     try:
         run = json.loads((workdir / "config.json").read_text()) if config is None else config
-        return max(int(run["train"]["batch_size"]), 1)
+        return max(int(run.get("base", run)["train"]["batch_size"]), 1)
     except (OSError, ValueError, KeyError, TypeError):
         return 1  # what is wrong there, the command says
 

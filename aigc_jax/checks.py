@@ -136,6 +136,8 @@ def _fits(name: str, given: Any, kind: Any) -> bool:
             f"config.{name} is annotated {kind}, which states no range: see How to add a setting "
             "in docs/architecture.md"
         )
+    if base is float and hasattr(given, "aval"):
+        return True  # a program's argument, whose values were held against this one by one
     number = int if base is int else int | float
     return (
         isinstance(given, number)

@@ -172,18 +172,12 @@ def fit(
       planned: its evaluations.
       initial, profiler: as `training.loop.train` takes them.
     """
-    settings, keep, mesh = config["train"], config["checkpoint"], sharding.make_mesh()
+    settings, mesh = config["train"], sharding.make_mesh()
     planned = scheduled(planned, config["evaluation"])
     recipe = common.recipe_of(config, family, data.spec)
     extractors = extractors or FeatureExtractors(mesh)
     with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:
-            stack.enter_context(lock.owned(workdir))
-        sharding.check_on_all(partial(lock.check_shared, workdir))
-        session = continued(workdir, config, data.dataset, from_step, origin or {})
-        folder = workdir / "checkpoints"
-        checkpoints = Checkpoints(folder, keep["keep"], clean=True, run=session.run)
-        stack.callback(checkpoints.close)
+        session, checkpoints = opened(stack, config, workdir, data, origin, from_step)
         if profiler:
             stack.callback(profiler.close)  # of a run that stops within its span
         return loop.train(
@@ -201,6 +195,28 @@ def fit(
             from_step=session.from_step,
             profiler=profiler,
         )
+
+
+def opened(
+    stack: contextlib.ExitStack,
+    config: Mapping[str, Any],
+    workdir: pathlib.Path,
+    data: RealData,
+    origin: Mapping[str, Any] | None,
+    from_step: int | None = None,
+) -> tuple[Session, Checkpoints]:
+    """A run's folder for this process alone, until `stack` closes: how it goes on, and from what.
+
+    Raises as `continued`; LockError where another training owns the folder.
+    """
+    if jax.process_index() == 0:
+        stack.enter_context(lock.owned(workdir))
+    sharding.check_on_all(partial(lock.check_shared, workdir))
+    session = continued(workdir, config, data.dataset, from_step, origin or {})
+    folder, keep = workdir / "checkpoints", config["checkpoint"]["keep"]
+    checkpoints = Checkpoints(folder, keep, clean=True, run=session.run)
+    stack.callback(checkpoints.close)
+    return session, checkpoints
 
 
 def continued(
@@ -268,12 +284,13 @@ def beginning(
     planned: Sequence[Evaluation],
     extractors: FeatureExtractors,
     session: Session,
+    rows: bool = True,
 ) -> Callable[[int, int, Mapping[str, Any]], tuple[Writer, loop.Hooks]]:
     """What `loop.train` calls when nothing can be wrong with the config any more.
 
     (step to start from, number of parameters, JSON beside checkpoints) -> (writer, hooks): writes
     config.json, spec.json, identity.json and origin.json, and opens what reports on the run, which
-    `stack` closes.
+    `stack` closes. `rows`: whether a terminal shows them.
     """
     settings, keep, mesh = config["train"], config["checkpoint"], sharding.make_mesh()
     averages = settings_of(config["ema"])
@@ -294,7 +311,8 @@ def beginning(
         check_best(keep["best"], evaluator)
         if jax.process_index() == 0:
             write_beginning(workdir, config, data.dataset, session, parameters, start)
-        writer = Writer(workdir, start, settings["steps"], settings["batch_size"])
+        steps, batch_size = settings["steps"], settings["batch_size"]
+        writer = Writer(workdir, start, steps, batch_size, rows=rows)
         stack.callback(writer.close)
         writer.say(
             f"{workdir}: {'resuming at' if start else 'starting at'} step {start} of "

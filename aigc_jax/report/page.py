@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from aigc_jax import files
@@ -41,9 +42,18 @@ def write(workdir: str | pathlib.Path) -> pathlib.Path:
     The page holds its pictures, curves and style, and loads nothing. The same files give the same
     bytes. A damaged file is passed over, and the page says so.
     """
-    import jinja2  # a tenth of a second, as matplotlib below: only reports need them
-
     workdir = pathlib.Path(workdir)
+    page = rendered("report.html.jinja", contents(workdir))
+    path = workdir / "report.html"
+    with files.replacing(path) as partial:
+        partial.write_bytes(page)
+    return path
+
+
+def rendered(template: str, content: Mapping[str, Any]) -> bytes:
+    """A page from a template of this folder."""
+    import jinja2  # a tenth of a second, as matplotlib: only reports need them
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,
@@ -51,11 +61,7 @@ def write(workdir: str | pathlib.Path) -> pathlib.Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.jinja").render(contents(workdir))
-    path = workdir / "report.html"
-    with files.replacing(path) as partial:
-        partial.write_bytes(page.encode(errors="replace"))
-    return path
+    return environment.get_template(template).render(content).encode(errors="replace")
 
 
 def contents(workdir: pathlib.Path) -> dict[str, Any]:

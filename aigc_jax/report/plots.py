@@ -4,7 +4,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ Points = Sequence[tuple[float, float, float]]
 
 COLOURS = ("#3d85c6", "#d9822b", "#4fa35a", "#b565c4", "#c95f5f", "#8f8f3c")
 INK = "#010203"  # stands for the page's text colour, whichever that is, until the SVG is text
+STEPS = (1, 2, 2.5, 5, 10)  # between the marks of an axis
 MOST_POINTS, MOST_CROSSES = 1000, 100  # drawn of a curve: values, and values that are not finite
 
 
@@ -36,20 +37,65 @@ def groups(curves: Mapping[str, Points]) -> list[tuple[str, list[Curve]]]:
     return sorted(grouped.items(), key=rank)
 
 
-def plot(title: str, curves: list[Curve]) -> dict[str, Any]:
-    """An SVG, and its title and legend, which are the page's so that it escapes and wraps them."""
+def plot(title: str, curves: list[Curve], bands: bool = False) -> dict[str, Any]:
+    """An SVG, and its title and legend, which are the page's so that it escapes and wraps them.
+
+    bands: errors as a band around a curve, not as bars.
+    """
     legend = [(c.label, COLOURS[i % len(COLOURS)]) for i, c in enumerate(curves)]
     broken = any(math.isnan(value) for curve in curves for _, value, _ in curve.points)
+
+    def draw(axes: Any) -> None:
+        from matplotlib import ticker
+
+        for curve, colour in zip(curves, itertools.cycle(COLOURS)):
+            points = np.array(sorted(curve.points, key=lambda point: point[0]), float)
+            if len(points):
+                _draw(axes, points, colour, bands)
+        _scale(axes, [v for c in curves for _, v, _ in c.points])
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=STEPS, integer=True))
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+
+    svg = _svg(repr((title, legend)), draw)
+    return {"title": title, "svg": svg, "legend": legend, "broken": broken}
+
+
+def bars(title: str, values: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    """{name: (value, error)} as horizontal bars, in order from the top; as `plot` gives it."""
+    names = list(values)
+
+    def draw(axes: Any) -> None:
+        for i, (value, error) in enumerate(values.values()):
+            if math.isfinite(value):
+                bar = {"color": COLOURS[i % len(COLOURS)], "height": 0.7, "ecolor": INK}
+                axes.barh(i, value, xerr=error or None, error_kw={"elinewidth": 0.8}, **bar)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+
+    height = 0.6 + 0.28 * len(names)
     return {
         "title": title,
-        "svg": _svg(repr((title, legend)), curves),
-        "legend": legend,
-        "broken": broken,
+        "svg": _svg(repr((title, names)), draw, height=height),
+        "legend": [],
+        "broken": any(not math.isfinite(value) for value, _ in values.values()),
     }
 
 
-def _svg(salt: str, curves: list[Curve]) -> str:
-    from matplotlib import style, ticker
+def _scale(axes: Any, values: Sequence[float]) -> None:
+    """A logarithmic axis where values differ more than a hundredfold."""
+    from matplotlib import ticker
+
+    finite = np.array([value for value in values if math.isfinite(value)])
+    if finite.size and finite.min() > 0 and finite.max() > 100 * finite.min():
+        axes.set_yscale("log")
+    else:
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=STEPS))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
+
+
+def _svg(salt: str, draw: Callable[[Any], None], height: float = 2.4) -> str:
+    """What `draw` draws on axes; `salt` makes the ids within it the page's only ones."""
+    from matplotlib import style
     from matplotlib.figure import Figure
 
     colours = {f"{name}.color": INK for name in ("xtick", "ytick", "grid")}
@@ -64,18 +110,9 @@ def _svg(salt: str, curves: list[Curve]) -> str:
         "svg.hashsalt": salt,  # ids that do not change, and differ between plots
     }
     with style.context(["default", settings]):
-        figure = Figure(figsize=(4.2, 2.4), layout="constrained")
-        axes, steps = figure.add_subplot(), (1, 2, 2.5, 5, 10)
-        for curve, colour in zip(curves, itertools.cycle(COLOURS)):
-            _draw(axes, np.array(sorted(curve.points, key=lambda point: point[0]), float), colour)
-        finite = np.array([v for c in curves for _, v, _ in c.points if math.isfinite(v)])
-        if finite.size and finite.min() > 0 and finite.max() > 100 * finite.min():
-            axes.set_yscale("log")
-        else:
-            axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=steps))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=steps, integer=True))
-        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+        figure = Figure(figsize=(4.2, height), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
         axes.grid(True)
         text = io.StringIO()
         about = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -85,13 +122,15 @@ def _svg(salt: str, curves: list[Curve]) -> str:
     return svg.replace(INK, "currentColor")
 
 
-def _draw(axes: Any, points: np.ndarray, colour: str) -> None:
+def _draw(axes: Any, points: np.ndarray, colour: str, bands: bool = False) -> None:
     """A curve, with crosses along the bottom where it is not finite."""
     lost, points = points[np.isnan(points[:, 1]), 0], points[~np.isnan(points[:, 1])]
     step, value, error = points[thin(points[:, 1])].T
     marker = "o" if len(step) < 50 else None  # a lone point draws no line
     axes.plot(step, value, color=colour, linewidth=1.2, marker=marker, markersize=3)
-    if error.any():
+    if bands:
+        axes.fill_between(step, value - error, value + error, color=colour, alpha=0.15, linewidth=0)
+    elif error.any():
         axes.errorbar(step, value, error, fmt="none", ecolor=colour, elinewidth=0.8, capsize=2)
     if lost.size:
         lost = lost[:: math.ceil(lost.size / MOST_CROSSES)]

@@ -154,7 +154,7 @@ def train(
             if last:
                 checkpoints.wait()  # while a signal still finds us listening
 
-        state, step = _steps(run_steps, state, start, take, schedule, meter, writer, hooks, save)
+        state, step = steps(run_steps, state, start, take, schedule, meter, writer, hooks, save)
         checkpoints.wait()
     meter.finish(step)
     if step == schedule.steps:
@@ -218,7 +218,7 @@ def _compiled(
     return run_steps, digests_of(constants)
 
 
-def _steps(
+def steps(
     run_steps: Callable[..., tuple[TrainState, Metrics]],
     state: TrainState,
     start: int,

@@ -14,6 +14,7 @@ from aigc_jax.training.writers import Writer
 # A loss this many times its usual size belongs to a run that has diverged; usual is the median of
 # as many sound steps, and at least 1, since losses cross 0.
 EXPLODED, USUAL = 1000.0, 100
+REPLICAS = "time/replicas"  # how many runs one program trains, of whose time each has a part
 PATIENCE = 50  # times `max_skipped` steps of such a loss, though finite, end a run
 
 
@@ -24,6 +25,8 @@ class DivergedError(RunError):
 class Meter:
     """Averages what steps report, a dispatch late, so that the host never waits for the newest.
 
+    `replicas` runs are trained by one program, whose whole time each of them measures.
+
     Attributes:
       unsound_since: steps done before the first of those in a row, up to the newest, that were
         skipped or had a loss that exploded; None where the newest was sound. A checkpoint of that
@@ -31,8 +34,14 @@ class Meter:
     """
 
     def __init__(
-        self, writer: Writer, batch_size: int, max_skipped: int, checkpoints: Checkpoints
+        self,
+        writer: Writer,
+        batch_size: int,
+        max_skipped: int,
+        checkpoints: Checkpoints,
+        replicas: int = 1,
     ) -> None:
+        self._replicas = replicas
         self._writer, self._batch_size = writer, batch_size
         self._max_skipped, self._checkpoints = max_skipped, checkpoints
         self._pending: tuple[int, Metrics] | None = None
@@ -178,5 +187,7 @@ class Meter:
         del means["skipped_in_row"]
         means["time/images_per_second"] = self._batch_size * len(self._rows) / self._busy
         means["time/data_wait"] = self._waited / self._busy
+        if self._replicas > 1:
+            means[REPLICAS] = self._replicas
         self._writer.scalars(step, means)
         self._rows, self._busy, self._waited = [], 0.0, 0.0

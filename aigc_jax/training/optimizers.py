@@ -57,9 +57,7 @@ def learning_rate(
     after = {
         "constant": lambda: optax.constant_schedule(peak),
         "linear": lambda: optax.linear_schedule(peak, end, decay_steps - begin),
-        "cosine": lambda: optax.cosine_decay_schedule(
-            peak, decay_steps - begin, end / (peak or 1.0)
-        ),
+        "cosine": lambda: _cosine(peak, decay_steps - begin, end),
     }[schedule]()
     if begin > warmup:
         constant = optax.constant_schedule(peak)
@@ -67,6 +65,12 @@ def learning_rate(
     if not warmup:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def _cosine(peak: float, steps: int, end: float) -> optax.Schedule:
+    """From `peak` by half a cosine to `end` (Loshchilov & Hutter 2017, eq. 5, without restarts)."""
+    share = optax.cosine_decay_schedule(1.0, steps)
+    return lambda count: end + (peak - end) * share(count)
 
 
 def optimizer(
@@ -91,7 +95,7 @@ def optimizer(
         weight_decay: of AdamW.
     """
     one_of("optimizer.name", name, OPTIMIZERS)
-    if weight_decay and name != "adamw":
+    if name != "adamw" and weight_decay:
         raise SettingError(f"optimizer.weight_decay needs optimizer.name='adamw', not {name!r}")
     if callable(b2) and name != "adam":
         raise SettingError(f"optimizer.b2_end needs optimizer.name='adam', not {name!r}")

@@ -124,6 +124,53 @@ def compile_steps(recipe: Recipe, mesh: Mesh, target: TrainState, constants: Any
     )
 
 
+def compile_replicas(
+    recipe_of: Callable[[Mapping[str, jax.Array]], Recipe], mesh: Mesh
+) -> Callable:
+    """`train_steps` of several runs in one program, each on one device of the mesh.
+
+    (active, states, numbers, constants, resident, feeds) -> (states, metrics): states, numbers and
+    feeds, and the metrics' values, have a leading axis of runs, split over the devices. States are
+    donated.
+
+    recipe_of: {setting: number, of one run} -> its recipe.
+    """
+
+    def of_one(active: tuple[int, ...], constants: Any, resident: Any) -> Callable:
+        def one(state: TrainState, numbers: Mapping[str, jax.Array], feed: Any) -> Any:
+            return train_steps(recipe_of(numbers), active, state, constants, resident, feed)
+
+        return one
+
+    def run(active: Any, states: Any, numbers: Any, constants: Any, resident: Any, feeds: Any):
+        runs, whole = PartitionSpec("data"), PartitionSpec()
+
+        def here(states: Any, numbers: Any, feeds: Any, constants: Any, resident: Any) -> Any:
+            return jax.vmap(of_one(active, constants, resident))(states, numbers, feeds)
+
+        return jax.shard_map(
+            here,
+            mesh=mesh,
+            in_specs=(runs, runs, runs, whole, whole),
+            out_specs=runs,
+            check_vma=False,
+        )(states, numbers, feeds, constants, resident)
+
+    return jax.jit(run, static_argnums=0, donate_argnums=1)
+
+
+def stack(states: Sequence[TrainState], mesh: Mesh) -> TrainState:
+    """States of as many runs as one, with a leading axis that is split over the devices."""
+    sharding = split(mesh)
+    return jax.tree.map(lambda *x: jax.device_put(jnp.stack(x), sharding), *states)
+
+
+def new_states(recipe: Recipe, seeds: Sequence[int]) -> list[TrainState]:
+    """States at step 0 of runs that differ in their seed, on the default device."""
+    init = jax.jit(partial(init_state, recipe))
+    return [init(*streams.init(seed)) for seed in seeds]
+
+
 def put(mesh: Mesh, tree: Any, axis: int = 0) -> Any:
     """Host arrays of this process -> global arrays whose `axis` is split over all devices."""
     sharding = split(mesh, axis)

@@ -32,9 +32,14 @@ class Writer:
 
     `metrics.jsonl` holds one object a line: {"step": ..., name: value, ...}. Rows beyond `start`,
     which a killed run may have left, are dropped: they are about to be made again.
+
+    rows: shows them and a progress bar too; of several runs at once one does.
     """
 
-    def __init__(self, workdir: pathlib.Path, start: int, steps: int, batch_size: int) -> None:
+    def __init__(
+        self, workdir: pathlib.Path, start: int, steps: int, batch_size: int, *, rows: bool = True
+    ) -> None:
+        self._shown = rows
         self._on = jax.process_index() == 0
         self._total, self._batch_size = steps, batch_size
         if not self._on:
@@ -55,7 +60,7 @@ class Writer:
             initial=start * batch_size,
             unit="img",
             unit_scale=True,
-            disable=not sys.stderr.isatty(),
+            disable=not (rows and sys.stderr.isatty()),
             dynamic_ncols=True,
         )
         self._started, self._first = time.monotonic(), start
@@ -86,6 +91,8 @@ class Writer:
         for name, value in row.items():
             if value is not None:  # TensorBoard warns of what is not finite, each time
                 self._board.add_scalar(name, value, step)
+        if not self._shown:
+            return
         text = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k != "time/data_wait")
         if self._bar.disable:
             left = (self._total - step) * (time.monotonic() - self._started)

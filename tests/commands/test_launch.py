@@ -98,6 +98,8 @@ MISTAKES = [
         ["--mode=sample", "--workdir=RUN", "--guidance=nan"],
         "config.sampling.guidance is a number at least 0, not nan",
     ),
+    (["--config=configs/ablations/gan_mixture.py"], "of an ablation: give it to --mode=ablate"),
+    (["--mode=ablate", DIGITS], "takes the config of an ablation"),
     ([DIGITS, "--processes=2"], "several processes need all of --coordinator=host:port"),
 ]
 

@@ -1,0 +1,221 @@
+"""Trains and compares what an ablation names: a base, variants of it, seeds of each."""
+
+import argparse
+import contextlib
+import pathlib
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from aigc_jax import files
+from aigc_jax.commands import boundary, common, together, train, validation
+from aigc_jax.commands.variants import Cell, cells, picked
+from aigc_jax.data import feed as feeds
+from aigc_jax.errors import SettingError
+from aigc_jax.report import ablation as report
+from aigc_jax.runs import folder as folders
+from aigc_jax.runs.evaluations import plan, scheduled_names, splits
+from aigc_jax.training import sharding
+from aigc_jax.training.step import active_phases
+
+FLAGS: tuple[str, ...] = ("only", "dry", "shard", "replicas")
+TIMED = 5  # steps that --dry takes the time of
+
+
+def main(flags: argparse.Namespace) -> int:
+    """Runs the command as its flags say; the exit code tells one that was stopped, or failures."""
+    options = {name: getattr(flags, name) for name in FLAGS}
+    return run(flags.config, flags.workdir, flags.origin(), **options)
+
+
+def run(
+    config: Mapping[str, Any],
+    workdir: str | pathlib.Path,
+    origin: Mapping[str, Any] | None = None,
+    *,
+    only: Sequence[str] | None = None,
+    dry: bool = False,
+    shard: str | None = None,
+    replicas: str = "",
+) -> int:
+    """Trains what is not trained yet, and writes the comparison of all that is.
+
+    Args:
+      config: of an ablation, as `configs.bases.ablation` makes it.
+      workdir: gets ablation.json, an ordinary run in each runs/VARIANT/seed_N, and of these
+        table.md, table.csv, results.json and report.html.
+      origin: what the runs' own reports shall say of their command.
+      only: variants, or single runs as VARIANT/seed_N.
+      dry: says what would run and how long it takes, and trains nothing.
+      shard: "i/n": every n-th run from number i on, counted from 0, so that n machines with one
+        folder share the work. Each writes the comparison of what is there when it ends.
+      replicas: "vmap" trains runs side by side in one program where they differ in nothing but
+        their seed and numbers such as a learning rate; "" one after the other.
+
+    Returns:
+      0; 1 where runs failed, which are told and do not keep the others from it; 75 where it was
+      asked to stop: the same command goes on.
+
+    Raises:
+      ValueError: a setting that cannot work, two variants that are the same, a metric that no run
+        has, a folder with runs of another config; all before anything is trained.
+    """
+    workdir = files.expanded(workdir)
+    found = cells(config, workdir)
+    chosen = picked(found, only, shard)
+    for cell in found:
+        if cell.done():
+            folders.check_same(cell.folder, cell.config)
+    check_metrics(found[0], config["metrics"])
+    if dry:
+        tell(chosen)
+        return 0
+    write_about(config, found, workdir)
+    given = {**(origin or {}), "base": folders.as_dict(config["base"])}
+    left = [cell for cell in chosen if not cell.finished()]
+    parts = together.groups(left) if replicas else [[cell] for cell in left]
+    failed: dict[str, str] = {}
+    stopped = False
+    for number, part in enumerate(parts, 1):
+        names = ", ".join(f"{cell.name} ({cell.state()})" for cell in part)
+        print(f"[{number}/{len(parts)}] {names}", flush=True)
+        try:
+            step, diverged = trained(part, given)
+        except Exception as error:  # whatever it is, the others go on
+            step, diverged = part[0].steps, {cell.name: error for cell in part}
+        for name, error in diverged.items():
+            failed[name] = reason(error)
+            print(f"{name} failed: {failed[name]}", flush=True)
+        if step < part[0].steps:
+            stopped = True
+            break
+    path = report.write(workdir, failed)
+    print((workdir / "table.md").read_text(), path, sep="\n", flush=True)
+    return boundary.STOPPED if stopped else int(bool(failed))
+
+
+def trained(part: Sequence[Cell], origin: Mapping[str, Any]) -> tuple[int, Mapping[str, Exception]]:
+    """Trains and evaluates a run, or several at once: (step it came to, {run: why it failed})."""
+    if len(part) > 1:
+        return together.fit(part, origin)
+    state = train.run(part[0].config, part[0].folder, origin)
+    return int(state.step), {}
+
+
+def reason(error: Exception) -> str:
+    """Why a run failed, in a line; of what nobody expected the traceback is printed too."""
+    words = boundary.explain(error)
+    if words is None:
+        traceback.print_exception(error)
+        words = f"{type(error).__name__}: {error}"
+    return " ".join(words.split())[:500]
+
+
+def write_about(config: Mapping[str, Any], found: Sequence[Cell], workdir: pathlib.Path) -> None:
+    """Writes ablation.json: which runs there are, and what of them is compared."""
+    settings = {name: dict(own) for name, own in config["variants"]}
+    variants = {cell.variant: settings.get(cell.variant, {}) for cell in found}
+    about = {
+        "reference": found[0].variant,
+        "variants": folders.as_dict(variants),
+        "seeds": list(config["seeds"]),
+        "metrics": list(config["metrics"]),
+        "batch_sizes": {cell.variant: cell.config.train.batch_size for cell in found},
+        "steps": {cell.variant: cell.steps for cell in found},
+        "family": config["base"]["family"],
+        "data": config["base"]["data"]["name"],
+    }
+    files.write_json(workdir / "ablation.json", about)
+
+
+def check_metrics(cell: Cell, metrics: Sequence[str]) -> None:
+    """Raises ValueError where a run like this one would never write one of these metrics."""
+    if not metrics:
+        raise SettingError("config.metrics names none: what shall be compared, such as fd_digits?")
+    config = cell.config
+    planned = plan(config["evaluations"], config["evaluation"])
+    data = common.open_data(config, splits(planned))
+    family = validation.validate(config, data.spec)
+    written = list(scheduled_names(planned, family, data.spec, data.test_split))
+    known = dict.fromkeys(written)
+    if config.evaluation.at_end:
+        known |= dict.fromkeys(name.partition("/")[2] for name in written)
+    phases = {phase.name or phase.player for phase in family.phases}
+    known |= dict.fromkeys(f"{phase}/loss" for phase in phases)
+    for name in metrics:
+        if name in known or name.partition("/")[0] in phases:
+            continue
+        told = "" if config.evaluation.at_end else " (base.evaluation.at_end is False)"
+        raise SettingError(
+            f"config.metrics names {name!r}, which these runs do not have{told}: they have "
+            f"{', '.join(known)}"
+        )
+
+
+def tell(chosen: Sequence[Cell]) -> None:
+    """Prints what would run, and how long its training takes by the first steps of each variant."""
+    took: dict[str, tuple[float, float]] = {}
+    total = 0.0
+    for cell in chosen:
+        line = f"{cell.name}: {cell.state()}"
+        if not cell.finished() and cell.done() < cell.steps:
+            if cell.variant not in took:
+                took[cell.variant] = timed(cell)
+            compiling, step = took[cell.variant]
+            seconds = compiling + step * (cell.steps - cell.done())
+            total += seconds
+            line += f", about {duration(seconds)} ({1e3 * step:.3g} ms a step)"
+        print(line, flush=True)
+    left = sum(not cell.finished() for cell in chosen)
+    print(f"{left} of {len(chosen)} runs are left: {duration(total)}, evaluation aside")
+    if left > 1:
+        print(
+            f"Up to {left} machines can share them with --shard=0/{left} to "
+            f"--shard={left - 1}/{left} and one --workdir: {duration(total / left)}"
+        )
+
+
+def timed(cell: Cell) -> tuple[float, float]:
+    """Seconds that a run's step takes to compile, and to run once; nothing is written."""
+    config = cell.config
+    data = common.open_data(config)
+    family = validation.validate(config, data.spec)
+    settings, mesh = config["train"], sharding.make_mesh()
+    recipe = common.recipe_of(config, family, data.spec)
+    sharding.check_batch(settings["batch_size"], mesh, settings["microbatches"])
+    began = time.perf_counter()
+    target = sharding.abstract_state(recipe, mesh, settings["sharding"])
+    state = sharding.new_state(recipe, target, cell.seed)
+    constants = family.constants() if family.constants else {}
+    constants = sharding.place(constants, mesh, settings["sharding"])
+    step = sharding.compile_steps(recipe, mesh, target, constants)
+    columns, feed = feeds.opened(
+        data.dataset.sources[data.train_split],
+        0,
+        batch_size=settings["batch_size"],
+        seed=cell.seed,
+        batches_per_step=family.batches_per_step,
+        process_index=0,
+        process_count=1,
+    )
+    with contextlib.closing(feed):
+        resident = sharding.place(columns, mesh)
+        for number in range(1 + TIMED):
+            if number == 1:
+                jax.block_until_ready(state)
+                compiled = time.perf_counter()
+            own = sharding.put(mesh, feed.take(number, 1), axis=2)
+            state, _ = step(active_phases(family, number), state, constants, resident, own)
+        jax.block_until_ready(state)
+    return compiled - began, (time.perf_counter() - compiled) / TIMED
+
+
+def duration(seconds: float) -> str:
+    """Such as "3 min", "2 h 5 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
