@@ -169,7 +169,7 @@ def replica(
     planned = plan(config["evaluations"], config["evaluation"])
     planned = scheduled(planned, config["evaluation"])
     session, checkpoints = train.opened(stack, config, cell.folder, data, origin)
-    given = (stack, config, cell.folder, family, data, planned, extractors, session, rows)
+    given = (stack, config, cell.folder, family, data, planned, extractors, session)
     flat = flatten(config)
     return replicas.Replica(
         name=cell.name,
@@ -178,5 +178,5 @@ def replica(
         numbers={key: flat[key] for key in keys},
         checkpoints=checkpoints,
         about=train.about_checkpoint(config, family),
-        begin=train.beginning(*given),
+        begin=train.beginning(*given, rows=rows),
     )

@@ -41,7 +41,7 @@ from aigc_jax.training.checkpoint import Checkpoints, complete_steps, run_of_new
 from aigc_jax.training.ema import settings_of
 from aigc_jax.training.profile import Profiler, span
 from aigc_jax.training.step import TrainState
-from aigc_jax.training.writers import Writer
+from aigc_jax.training.writers import OnRow, Writer
 
 FLAGS: tuple[str, ...] = ("from_step", "profile")
 
@@ -65,6 +65,7 @@ def run(
     *,
     from_step: int | None = None,
     profile: str | None = None,
+    on_row: OnRow | None = None,
 ) -> TrainState:
     """Trains an experiment in `workdir`, resuming what lies there; returns the last state.
 
@@ -76,6 +77,7 @@ def run(
       from_step: goes on from the checkpoint of that step, with whatever config and data: what
         changed is noted in origin.json, and what the run had made beyond that step set aside.
       profile: START:COUNT, steps to record; a trace and a table of them go to profile/.
+      on_row: see `Writer`.
 
     Raises:
       RunMismatch: the folder holds a run with another config or of other data.
@@ -119,6 +121,7 @@ def run(
         origin=origin,
         from_step=from_step,
         profiler=profiler,
+        on_row=on_row,
     )
     if int(state.step) == config["train"]["steps"]:
         if setting["at_end"]:
@@ -165,12 +168,13 @@ def fit(
     origin: Mapping[str, Any] | None = None,
     from_step: int | None = None,
     profiler: Profiler | None = None,
+    on_row: OnRow | None = None,
 ) -> TrainState:
     """`run` of a family and data at hand, without the evaluation at the end.
 
     Args:
       planned: its evaluations.
-      initial, profiler: as `training.loop.train` takes them.
+      initial, profiler: as `training.loop.train` takes them; on_row: as `Writer`.
     """
     settings, mesh = config["train"], sharding.make_mesh()
     planned = scheduled(planned, config["evaluation"])
@@ -180,6 +184,7 @@ def fit(
         session, checkpoints = opened(stack, config, workdir, data, origin, from_step)
         if profiler:
             stack.callback(profiler.close)  # of a run that stops within its span
+        given = (stack, config, workdir, family, data, planned, extractors, session)
         return loop.train(
             recipe,
             data.dataset.sources[data.train_split],
@@ -190,7 +195,7 @@ def fit(
             max_skipped=settings["max_skipped"],
             checkpoints=checkpoints,
             about=about_checkpoint(config, family),
-            begin=beginning(stack, config, workdir, family, data, planned, extractors, session),
+            begin=beginning(*given, on_row=on_row),
             initial=initial,
             from_step=session.from_step,
             profiler=profiler,
@@ -284,13 +289,15 @@ def beginning(
     planned: Sequence[Evaluation],
     extractors: FeatureExtractors,
     session: Session,
+    *,
     rows: bool = True,
+    on_row: OnRow | None = None,
 ) -> Callable[[int, int, Mapping[str, Any]], tuple[Writer, loop.Hooks]]:
     """What `loop.train` calls when nothing can be wrong with the config any more.
 
     (step to start from, number of parameters, JSON beside checkpoints) -> (writer, hooks): writes
     config.json, spec.json, identity.json and origin.json, and opens what reports on the run, which
-    `stack` closes. `rows`: whether a terminal shows them.
+    `stack` closes. `rows`, `on_row`: see `Writer`.
     """
     settings, keep, mesh = config["train"], config["checkpoint"], sharding.make_mesh()
     averages = settings_of(config["ema"])
@@ -312,7 +319,7 @@ def beginning(
         if jax.process_index() == 0:
             write_beginning(workdir, config, data.dataset, session, parameters, start)
         steps, batch_size = settings["steps"], settings["batch_size"]
-        writer = Writer(workdir, start, steps, batch_size, rows=rows)
+        writer = Writer(workdir, start, steps, batch_size, rows=rows, on_row=on_row)
         stack.callback(writer.close)
         writer.say(
             f"{workdir}: {'resuming at' if start else 'starting at'} step {start} of "

@@ -233,7 +233,7 @@ def steps(
     step = start
     with stop.asked() as stopped:
         for number in itertools.count():
-            stopping = stopped(number)
+            stopping = stopped(number) or writer.stopping
             if due(schedule.evaluate, step, start, schedule.steps):
                 meter.flush(step)
                 hooks.evaluate(state, step)

@@ -259,6 +259,8 @@ class Together:
         """Of each by itself, where it is saved."""
         return True
 
+    stopping = False  # nobody asks all of them
+
     def advance(self, steps: int) -> None:
         """Moves the progress bar of the first, which stands for all."""
         self._parts[0].writer.advance(steps)

@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from aigc_jax import streams
 from aigc_jax.checks import one_of
 from aigc_jax.errors import SettingError
+from aigc_jax.family import Phase, View
 from aigc_jax.training.step import Recipe, TrainState, init_state, train_steps
 
 MODES = ("replicated", "fsdp")
@@ -111,7 +112,7 @@ def compile_steps(recipe: Recipe, mesh: Mesh, target: TrainState, constants: Any
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
     return jax.jit(
-        partial(train_steps, recipe),
+        partial(train_steps, gathering(recipe, target)),
         static_argnums=0,
         in_shardings=(
             shardings,
@@ -122,6 +123,42 @@ def compile_steps(recipe: Recipe, mesh: Mesh, target: TrainState, constants: Any
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=1,
     )
+
+
+def gathering(recipe: Recipe, target: TrainState) -> Recipe:
+    """The recipe whose losses see whole parameters where a state is split; gradients are of parts.
+
+    Without it the compiler splits convolutions as their kernels are, and passes pieces of maps
+    around: of `ddpm_cifar` on 16 chips by some 6,000 messages a step.
+    """
+
+    def seen(phase: Phase) -> Phase:
+        def loss(view: View, batch: Any, key: jax.Array) -> Any:
+            params = jax.tree.map(_whole, view.params, target.params)
+            ema = jax.tree.map(_whole, view.ema, target.ema)
+            return phase.loss(view._replace(params=params, ema=ema), batch, key)
+
+        return phase._replace(loss=loss)
+
+    phases = tuple(seen(phase) for phase in recipe.family.phases)
+    return recipe._replace(family=recipe.family._replace(phases=phases))
+
+
+def _whole(x: jax.Array, laid_out: jax.ShapeDtypeStruct) -> jax.Array:
+    """x on every device, and its gradient split as it is itself."""
+    own = laid_out.sharding
+    if own.is_fully_replicated:
+        return x
+
+    @jax.custom_vjp
+    def gather(x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, replicated(own.mesh))
+
+    def scatter(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+        return (jax.lax.with_sharding_constraint(gradient, own),)
+
+    gather.defvjp(lambda x: (gather(x), None), scatter)
+    return gather(x)
 
 
 def compile_replicas(

@@ -6,7 +6,7 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,19 +27,34 @@ finally:
         del sys.modules[_name]
 
 
+OnRow = Callable[[int, Mapping[str, float]], bool | None]
+
+
 class Writer:
     """Metrics of one run, from the first process only.
 
     `metrics.jsonl` holds one object a line: {"step": ..., name: value, ...}. Rows beyond `start`,
     which a killed run may have left, are dropped: they are about to be made again.
 
-    rows: shows them and a progress bar too; of several runs at once one does.
+    Args:
+      rows: shows them and a progress bar too; of several runs at once one does.
+      on_row: called with each row too, its step and values; a true result asks the run to stop.
+
+    Attributes:
+      stopping: whether it has asked.
     """
 
     def __init__(
-        self, workdir: pathlib.Path, start: int, steps: int, batch_size: int, *, rows: bool = True
+        self,
+        workdir: pathlib.Path,
+        start: int,
+        steps: int,
+        batch_size: int,
+        *,
+        rows: bool = True,
+        on_row: OnRow | None = None,
     ) -> None:
-        self._shown = rows
+        self._shown, self._on_row, self.stopping = rows, on_row, False
         self._on = jax.process_index() == 0
         self._total, self._batch_size = steps, batch_size
         if not self._on:
@@ -91,6 +106,8 @@ class Writer:
         for name, value in row.items():
             if value is not None:  # TensorBoard warns of what is not finite, each time
                 self._board.add_scalar(name, value, step)
+        if self._on_row and self._on_row(step, values):
+            self.stopping = True
         if not self._shown:
             return
         text = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k != "time/data_wait")

@@ -3,12 +3,14 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
 
 from aigc_jax.data import loader
-from aigc_jax.training import sharding
+from aigc_jax.planning import programs, traffic
+from aigc_jax.training import hlo, sharding
 from aigc_jax.training.step import active_phases
 
 
@@ -57,6 +59,42 @@ def test_eight_devices_train_as_one(one_device, mode, monkeypatch):
     for kernel in kernels:
         assert len(kernel.sharding.device_set) == 8
         assert kernel.sharding.is_fully_replicated == (mode == "replicated")
+
+
+def convolutions():
+    """A toy whose one player is two convolutions, 1 to 16 to 1 channels of 8x8."""
+    family = toys.one_player()
+    player = family.phases[0].player
+
+    def init(key):
+        ones = [jnp.ones((3, 3, *channels)) for channels in ((1, 16), (16, 16), (16, 1))]
+        return {player: ones}, {}
+
+    def loss(view, batch, key):
+        h = batch["x"]
+        for kernel in view.params[player]:
+            h = jax.lax.conv_general_dilated(
+                h, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        return jnp.mean(jnp.square(h)), ({}, view.extra)
+
+    return family._replace(init=init, phases=(family.phases[0]._replace(loss=loss),))
+
+
+def test_fsdp_gathers_each_kernel_once_and_passes_no_maps_around(monkeypatch):
+    """Else a convolution is split as its kernel is, and halves of maps go from device to device."""
+    monkeypatch.setattr(sharding, "MIN_SPLIT_SIZE", 2000)
+    family, mesh = convolutions(), mesh_of(8)
+    plan = toys.recipe_of(family, toys.config("one"))
+    target = sharding.abstract_state(plan, mesh, "fsdp")
+    split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(target.params)]
+    assert split == [False, True, False]
+    batch = programs.batch_of(family, toys.SPEC, 16)
+    compiled = sharding.compile_steps(plan, mesh, target, {})
+    text = compiled.lower((0,), target, {}, {}, batch).compile().as_text()
+    found = {one.kind: one for one in traffic.collectives(hlo.read(text), 8)}
+    assert found.keys() <= {"all-gather", "all-reduce", "reduce-scatter"}
+    assert (found["all-gather"].count, found["all-gather"].size) == (1, 4 * 9 * 16 * 16)
 
 
 def test_a_mesh_has_the_devices_in_order_of_their_processes():
