@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import difflib
 import pathlib
 import time
 import traceback
@@ -75,6 +76,8 @@ def run(
         return 0
     write_about(config, found, workdir)
     given = {**(origin or {}), "base": folders.as_dict(config["base"])}
+    reference = [cell for cell in found if cell.variant == found[0].variant]
+    check_written(reference, config["metrics"])
     left = [cell for cell in chosen if not cell.finished()]
     parts = together.groups(left) if replicas else [[cell] for cell in left]
     failed: dict[str, str] = {}
@@ -92,6 +95,7 @@ def run(
         if step < part[0].steps:
             stopped = True
             break
+        check_written(reference, config["metrics"])
     path = report.write(workdir, failed)
     print((workdir / "table.md").read_text(), path, sep="\n", flush=True)
     return boundary.STOPPED if stopped else int(bool(failed))
@@ -132,27 +136,52 @@ def write_about(config: Mapping[str, Any], found: Sequence[Cell], workdir: pathl
 
 
 def check_metrics(cell: Cell, metrics: Sequence[str]) -> None:
-    """Raises ValueError where a run like this one would never write one of these metrics."""
+    """Raises ValueError where a run like this one would never write one of these metrics.
+
+    A likelihood's and a reconstruction's names are known once they are measured: of runs with such
+    evaluations a name that is no near miss of a known one may be theirs.
+    """
     if not metrics:
         raise SettingError("config.metrics names none: what shall be compared, such as fd_digits?")
     config = cell.config
     planned = plan(config["evaluations"], config["evaluation"])
     data = common.open_data(config, splits(planned))
     family = validation.validate(config, data.spec)
-    written = list(scheduled_names(planned, family, data.spec, data.test_split))
-    known = dict.fromkeys(written)
-    if config.evaluation.at_end:
-        known |= dict.fromkeys(name.partition("/")[2] for name in written)
+    known = list(scheduled_names(planned, family, data.spec, data.test_split))
+    at_end = [name.partition("/")[2] for name in known] if config.evaluation.at_end else []
     phases = {phase.name or phase.player for phase in family.phases}
-    known |= dict.fromkeys(f"{phase}/loss" for phase in phases)
+    known += [*at_end, *(f"{phase}/loss" for phase in phases)]
+    others = any(not e.draws and e.metric not in ("examples", "diagnosis") for e in planned)
     for name in metrics:
         if name in known or name.partition("/")[0] in phases:
             continue
-        told = "" if config.evaluation.at_end else " (base.evaluation.at_end is False)"
+        near = difflib.get_close_matches(name, known, n=1)
+        if at_end and others and not near:
+            continue
+        told = "" if at_end else " (base.evaluation.at_end is False)"
+        hint = f"did you mean {near[0]!r}? They" if near else "they"
         raise SettingError(
-            f"config.metrics names {name!r}, which these runs do not have{told}: they have "
+            f"config.metrics names {name!r}, which these runs do not have{told}: {hint} have "
             f"{', '.join(known)}"
         )
+
+
+def check_written(reference: Sequence[Cell], metrics: Sequence[str]) -> None:
+    """Raises ValueError where the base's runs, if one is finished, have none of one of the metrics.
+
+    A variant may lack one, as a likelihood that is no density lacks bits.
+    """
+    cell = next((cell for cell in reference if cell.finished()), None)
+    if cell is None:
+        return
+    settings = cell.config["train"]
+    found = report.read_run(cell.folder, settings["steps"], settings["batch_size"])
+    for name in metrics:
+        if name not in found.values:
+            raise SettingError(
+                f"config.metrics names {name!r}, which {cell.name} does not have: it has "
+                f"{', '.join(sorted(found.values))}. Name one of these: what is trained stays"
+            )
 
 
 def tell(chosen: Sequence[Cell]) -> None:

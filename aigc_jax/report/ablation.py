@@ -154,6 +154,11 @@ def compared(workdir: pathlib.Path) -> Comparison:
             run = read_run(workdir / "runs" / variant / f"seed_{seed}", step, batch_size)
             if run:
                 runs[variant, seed] = run
+    return summarised(about, runs)
+
+
+def summarised(about: Mapping[str, Any], runs: Mapping[tuple[str, int], Run]) -> Comparison:
+    """The comparison of these runs, {(variant, seed): run}, as ablation.json asks for it."""
     rows = {}
     for metric in about["metrics"]:
         of = {

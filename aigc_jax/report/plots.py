@@ -11,7 +11,10 @@ import numpy as np
 
 Points = Sequence[tuple[float, float, float]]
 
-COLOURS = ("#3d85c6", "#d9822b", "#4fa35a", "#b565c4", "#c95f5f", "#8f8f3c")
+COLOURS = (
+    "#3d85c6", "#d9822b", "#4fa35a", "#b565c4", "#c95f5f", "#8f8f3c",
+    "#2aa5a0", "#a0705a", "#e07aa8", "#8a8f98", "#6a6ae0", "#b0a020",
+)  # fmt: skip
 INK = "#010203"  # stands for the page's text colour, whichever that is, until the SVG is text
 STEPS = (1, 2, 2.5, 5, 10)  # between the marks of an axis
 MOST_POINTS, MOST_CROSSES = 1000, 100  # drawn of a curve: values, and values that are not finite
@@ -69,6 +72,7 @@ def bars(title: str, values: Mapping[str, tuple[float, float]]) -> dict[str, Any
             if math.isfinite(value):
                 bar = {"color": COLOURS[i % len(COLOURS)], "height": 0.7, "ecolor": INK}
                 axes.barh(i, value, xerr=error or None, error_kw={"elinewidth": 0.8}, **bar)
+        axes.set_axisbelow(True)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.4, -0.6)
 

@@ -27,5 +27,5 @@ VARIANTS = {
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config; a variant is one of the base."""
-    metrics = ("fd_digits", "bits_per_dim", "kl", "active_units")
+    metrics = ("fd_digits", "bits_per_dim", "neg_log_p_iw100", "kl", "active_units")
     return ablation(vae_digits.get_config(variant), VARIANTS, metrics=metrics)
