@@ -12,6 +12,7 @@
     python launch.py --mode=ema --workdir=runs/ddpm_digits --sigma-rel=0.07
     python launch.py --mode=plan --config=configs/ddpm_cifar.py:bf16 --topology=v5e:4x4
     python launch.py --mode=ablate --config=configs/ablations/gan_mixture.py
+    python launch.py --mode=configs
 
 Training again in the same --workdir resumes; the other modes need only --workdir.
 """
@@ -53,6 +54,7 @@ COMMANDS = {
     "ema": "aigc_jax.commands.ema",
     "plan": "aigc_jax.commands.plan",
     "ablate": "aigc_jax.commands.ablate",
+    "configs": "aigc_jax.commands.configs",
 }
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -64,7 +66,7 @@ DEBUG = flags.DEFINE_bool("debug", False, "Show where in the code an error was r
 COMMON = (CONFIG, MODE, WORKDIR, DEBUG)
 
 # Commands of one process: what they write others have computed, or other machines share their work.
-ALONE = ("report", "plan", "ablate")
+ALONE = ("report", "plan", "ablate", "configs")
 # The flags of which each command takes those that its file names in FLAGS, and those of hosts.
 OWN = {
     holder.name: holder
@@ -161,11 +163,10 @@ OWN = {
         flags.DEFINE_bool(
             "largest", False, "Also find the largest batch that fits, in 5 to 10 compilations."
         ),
-        flags.DEFINE_list("only", None, "Variants of an ablation, or runs as VARIANT/seed_N."),
+        flags.DEFINE_list("only", None, "Some variants of an ablation, its runs, experiments."),
+        flags.DEFINE_list("diff", None, "Two configs: names with variants, files, or runs."),
         flags.DEFINE_bool("dry", False, "Say what would run and how long, and train nothing."),
-        flags.DEFINE_enum(
-            "replicas", "", ["", "vmap"], "vmap: train alike runs side by side in one program."
-        ),
+        flags.DEFINE_enum("replicas", "", ["", "vmap"], "vmap: alike runs in one program."),
         flags.DEFINE_string("shard", None, "i/n: every n-th run from i on, counted from 0."),
         flags.DEFINE_bool("distributed", False, "Several hosts, found by the cluster."),
         flags.DEFINE_string("coordinator", None, "Several hosts: host:port of the first."),
@@ -214,13 +215,14 @@ def main(argv: list[str]) -> int | None:
     taken = command(MODE.value).flags
     check_flags(MODE.value, taken)
     config = CONFIG.value
-    if config is None and (MODE.value == "train" or WORKDIR.value is None):
+    needed = MODE.value == "train" or (WORKDIR.value is None and MODE.value != "configs")
+    if config is None and needed:
         raise SettingError("name the experiment, as in --config=configs/ddpm_digits.py")
     if config is not None and config.family == "ablation" and MODE.value != "ablate":
         raise SettingError("this config is of an ablation: give it to --mode=ablate")
     values = {name: OWN[name].value for name in taken}
-    workdir = WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename)
-    workdir = files.expanded(workdir)
+    file = "" if config is None else flags.FLAGS["config"].config_filename
+    workdir = files.expanded(WORKDIR.value or default_workdir(file))
 
     # A second start, and --mode=sample, find what the first one compiled.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HERE / ".cache" / "jax"))
