@@ -44,7 +44,7 @@ $(VENV)/.runtime: requirements.txt
 	$(PIP) -r requirements.txt
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.runtime requirements-test.txt requirements-test-alone.txt
-	$(PIP) -r requirements-test.txt
+$(VENV)/.test: $(VENV)/.runtime requirements-test.txt requirements-test-alone.txt requirements-trackers.txt
+	$(PIP) -r requirements-test.txt -r requirements-trackers.txt
 	$(PIP) --no-deps -r requirements-test-alone.txt
 	@touch $@

@@ -167,6 +167,7 @@ OWN = {
         flags.DEFINE_list("diff", None, "Two configs: names with variants, files, or runs."),
         flags.DEFINE_bool("dry", False, "Say what would run and how long, and train nothing."),
         flags.DEFINE_enum("replicas", "", ["", "vmap"], "vmap: alike runs in one program."),
+        flags.DEFINE_list("writers", None, "Trackers beside the run's files: wandb, mlflow."),
         flags.DEFINE_string("shard", None, "i/n: every n-th run from i on, counted from 0."),
         flags.DEFINE_bool("distributed", False, "Several hosts, found by the cluster."),
         flags.DEFINE_string("coordinator", None, "Several hosts: host:port of the first."),

@@ -15,7 +15,7 @@ import queue
 import runpy
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -35,9 +35,9 @@ from aigc_jax.runs import model as models
 from aigc_jax.runs.evaluations import check_draws
 from aigc_jax.sampling.driver import draw
 from aigc_jax.training import sharding
+from aigc_jax.training.writers import OnRow, Watch
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
-OnRow = Callable[[int, Mapping[str, float]], bool | None]
 
 
 def config(name: str, settings: Mapping[str, Any] | None = None) -> ConfigDict:
@@ -73,7 +73,10 @@ def _importing(folder: pathlib.Path) -> Iterator[None]:
 
 
 def train(
-    config: Mapping[str, Any], workdir: str | pathlib.Path, on_row: OnRow | None = None
+    config: Mapping[str, Any],
+    workdir: str | pathlib.Path,
+    on_row: OnRow | None = None,
+    writers: Sequence[str] = (),
 ) -> "Run":
     """Trains an experiment in a folder, or goes on with the run there; the run, ready for use.
 
@@ -81,10 +84,11 @@ def train(
       config: of the experiment, `config("ddpm_digits")`.
       on_row: called with (step, {name: value}) for each row of metrics; where it returns True the
         run is saved and stops, and the same call goes on with it.
+      writers: experiment trackers beside its files: "wandb", "mlflow".
 
     Raises as `aigc_jax.commands.train.run`.
     """
-    train_command.run(config, workdir, on_row=on_row)
+    train_command.run(config, workdir, watch=Watch(on_row=on_row, trackers=writers))
     return load(workdir)
 
 
@@ -109,7 +113,7 @@ def rows(
 
     def work() -> None:
         try:
-            train_command.run(config, workdir, on_row=on_row)
+            train_command.run(config, workdir, watch=Watch(on_row=on_row))
         except BaseException as error:  # raised again where the rows are asked for
             hand_over(error)
         else:

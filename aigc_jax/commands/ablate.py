@@ -19,10 +19,11 @@ from aigc_jax.errors import SettingError
 from aigc_jax.report import ablation as report
 from aigc_jax.runs import folder as folders
 from aigc_jax.runs.evaluations import plan, scheduled_names, splits
-from aigc_jax.training import sharding
+from aigc_jax.training import sharding, trackers
 from aigc_jax.training.step import active_phases
+from aigc_jax.training.writers import Watch
 
-FLAGS: tuple[str, ...] = ("only", "dry", "shard", "replicas")
+FLAGS: tuple[str, ...] = ("only", "dry", "shard", "replicas", "writers")
 TIMED = 0.5  # seconds of steps, three at least, of which --dry takes the time
 
 
@@ -41,6 +42,7 @@ def run(
     dry: bool = False,
     shard: str | None = None,
     replicas: str = "",
+    writers: Sequence[str] | None = None,
 ) -> int:
     """Trains what is not trained yet, and writes the comparison of all that is.
 
@@ -55,6 +57,7 @@ def run(
         folder share the work. Each writes the comparison of what is there when it ends.
       replicas: "vmap" trains runs side by side in one program where they differ in nothing but
         their seed and numbers such as a learning rate; "" one after the other.
+      writers: experiment trackers of each run: "wandb", "mlflow".
 
     Returns:
       0; 1 where runs failed, which are told and do not keep the others from it; 75 where it was
@@ -70,6 +73,7 @@ def run(
     for cell in found:
         if cell.done():
             folders.check_same(cell.folder, cell.config)
+    trackers.check(writers or ())
     check_metrics(found[0], config["metrics"])
     if dry:
         tell(chosen)
@@ -86,7 +90,7 @@ def run(
         names = ", ".join(f"{cell.name} ({cell.state()})" for cell in part)
         print(f"[{number}/{len(parts)}] {names}", flush=True)
         try:
-            step, diverged = trained(part, given)
+            step, diverged = trained(part, given, writers or ())
         except Exception as error:  # whatever it is, the others go on
             step, diverged = part[0].steps, {cell.name: error for cell in part}
         for name, error in diverged.items():
@@ -101,11 +105,13 @@ def run(
     return boundary.STOPPED if stopped else int(bool(failed))
 
 
-def trained(part: Sequence[Cell], origin: Mapping[str, Any]) -> tuple[int, Mapping[str, Exception]]:
+def trained(
+    part: Sequence[Cell], origin: Mapping[str, Any], writers: Sequence[str]
+) -> tuple[int, Mapping[str, Exception]]:
     """Trains and evaluates a run, or several at once: (step it came to, {run: why it failed})."""
     if len(part) > 1:
-        return together.fit(part, origin)
-    state = train.run(part[0].config, part[0].folder, origin)
+        return together.fit(part, origin, writers)
+    state = train.run(part[0].config, part[0].folder, origin, watch=Watch(trackers=writers))
     return int(state.step), {}
 
 

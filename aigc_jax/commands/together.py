@@ -22,6 +22,7 @@ from aigc_jax.runs.extractors import FeatureExtractors
 from aigc_jax.training import replicas, sharding
 from aigc_jax.training.meter import DivergedError
 from aigc_jax.training.step import Recipe, init_state, train_steps
+from aigc_jax.training.writers import Watch
 
 # Sections that say nothing of a step's arithmetic: numbers in them that differ part runs.
 APART = ("data", "train", "log", "checkpoint", "sampling", "evaluation", "evaluations", "published")
@@ -101,8 +102,13 @@ def recipe_with(config: Mapping[str, Any], spec: DataSpec, numbers: Mapping[str,
     return common.recipe_of(config, build.build(config, spec), spec)
 
 
-def fit(cells: Sequence[Cell], origin: Mapping[str, Any]) -> tuple[int, dict[str, DivergedError]]:
+def fit(
+    cells: Sequence[Cell], origin: Mapping[str, Any], writers: Sequence[str] = ()
+) -> tuple[int, dict[str, DivergedError]]:
     """Trains runs of one group in one program, and evaluates those that shall be at their end.
+
+    Args:
+      writers: experiment trackers of each.
 
     Returns:
       The step that they have come to, and {name: error} of those that diverged.
@@ -129,10 +135,14 @@ def fit(cells: Sequence[Cell], origin: Mapping[str, Any]) -> tuple[int, dict[str
             extractors=extractors,
         )
     keys = differing(cells)
+
+    def watch(number: int) -> Watch:
+        return Watch(rows=number == 0, trackers=writers)
+
     plain = folders.as_dict(first)
     with contextlib.ExitStack() as stack:
         found = [
-            replica(stack, cell, families[cell.variant], data, extractors, origin, keys, i == 0)
+            replica(stack, cell, families[cell.variant], data, extractors, origin, keys, watch(i))
             for i, cell in enumerate(cells)
         ]
         step, failed = replicas.train(
@@ -162,7 +172,7 @@ def replica(
     extractors: FeatureExtractors,
     origin: Mapping[str, Any],
     keys: Sequence[str],
-    rows: bool,
+    watch: Watch,
 ) -> replicas.Replica:
     """A run as one of several, its folder its own until `stack` closes."""
     config = folders.as_dict(cell.config)
@@ -178,5 +188,5 @@ def replica(
         numbers={key: flat[key] for key in keys},
         checkpoints=checkpoints,
         about=train.about_checkpoint(config, family),
-        begin=train.beginning(*given, rows=rows),
+        begin=train.beginning(*given, watch),
     )

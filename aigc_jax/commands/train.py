@@ -36,14 +36,14 @@ from aigc_jax.runs.evaluations import (
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractors
 from aigc_jax.runs.history import Session
-from aigc_jax.training import loop, sharding
+from aigc_jax.training import loop, sharding, trackers
 from aigc_jax.training.checkpoint import Checkpoints, complete_steps, run_of_newest
 from aigc_jax.training.ema import settings_of
 from aigc_jax.training.profile import Profiler, span
 from aigc_jax.training.step import TrainState
-from aigc_jax.training.writers import OnRow, Writer
+from aigc_jax.training.writers import WATCH, Watch, Writer
 
-FLAGS: tuple[str, ...] = ("from_step", "profile")
+FLAGS: tuple[str, ...] = ("from_step", "profile", "writers")
 
 
 def main(flags: argparse.Namespace) -> int:
@@ -54,6 +54,7 @@ def main(flags: argparse.Namespace) -> int:
         flags.origin(),
         from_step=flags.from_step,
         profile=flags.profile,
+        watch=Watch(trackers=flags.writers or ()),
     )
     return STOPPED if int(state.step) < flags.config["train"]["steps"] else 0
 
@@ -65,7 +66,7 @@ def run(
     *,
     from_step: int | None = None,
     profile: str | None = None,
-    on_row: OnRow | None = None,
+    watch: Watch = WATCH,
 ) -> TrainState:
     """Trains an experiment in `workdir`, resuming what lies there; returns the last state.
 
@@ -77,7 +78,7 @@ def run(
       from_step: goes on from the checkpoint of that step, with whatever config and data: what
         changed is noted in origin.json, and what the run had made beyond that step set aside.
       profile: START:COUNT, steps to record; a trace and a table of them go to profile/.
-      on_row: see `Writer`.
+      watch: who follows it beside its files.
 
     Raises:
       RunMismatch: the folder holds a run with another config or of other data.
@@ -89,6 +90,7 @@ def run(
     workdir, setting = files.expanded(workdir), config["evaluation"]
     folders.refuse_best(workdir)
     validation.check(config)
+    trackers.check(watch.trackers)
     profiler = None
     if profile is not None:
         profiler = Profiler(span(profile), workdir / "profile")
@@ -121,7 +123,7 @@ def run(
         origin=origin,
         from_step=from_step,
         profiler=profiler,
-        on_row=on_row,
+        watch=watch,
     )
     if int(state.step) == config["train"]["steps"]:
         if setting["at_end"]:
@@ -168,13 +170,13 @@ def fit(
     origin: Mapping[str, Any] | None = None,
     from_step: int | None = None,
     profiler: Profiler | None = None,
-    on_row: OnRow | None = None,
+    watch: Watch = WATCH,
 ) -> TrainState:
     """`run` of a family and data at hand, without the evaluation at the end.
 
     Args:
       planned: its evaluations.
-      initial, profiler: as `training.loop.train` takes them; on_row: as `Writer`.
+      initial, profiler: as `training.loop.train` takes them; watch: see `Watch`.
     """
     settings, mesh = config["train"], sharding.make_mesh()
     planned = scheduled(planned, config["evaluation"])
@@ -195,7 +197,7 @@ def fit(
             max_skipped=settings["max_skipped"],
             checkpoints=checkpoints,
             about=about_checkpoint(config, family),
-            begin=beginning(*given, on_row=on_row),
+            begin=beginning(*given, watch),
             initial=initial,
             from_step=session.from_step,
             profiler=profiler,
@@ -289,15 +291,13 @@ def beginning(
     planned: Sequence[Evaluation],
     extractors: FeatureExtractors,
     session: Session,
-    *,
-    rows: bool = True,
-    on_row: OnRow | None = None,
+    watch: Watch = WATCH,
 ) -> Callable[[int, int, Mapping[str, Any]], tuple[Writer, loop.Hooks]]:
     """What `loop.train` calls when nothing can be wrong with the config any more.
 
     (step to start from, number of parameters, JSON beside checkpoints) -> (writer, hooks): writes
     config.json, spec.json, identity.json and origin.json, and opens what reports on the run, which
-    `stack` closes. `rows`, `on_row`: see `Writer`.
+    `stack` closes. `watch`: who follows the run.
     """
     settings, keep, mesh = config["train"], config["checkpoint"], sharding.make_mesh()
     averages = settings_of(config["ema"])
@@ -316,10 +316,13 @@ def beginning(
             bars=False,
         )
         check_best(keep["best"], evaluator)
+        told = flatten(folders.as_dict(config))
+        names = watch.trackers if jax.process_index() == 0 else ()
+        tracked = trackers.opened(names, workdir, session.run, told)
         if jax.process_index() == 0:
             write_beginning(workdir, config, data.dataset, session, parameters, start)
         steps, batch_size = settings["steps"], settings["batch_size"]
-        writer = Writer(workdir, start, steps, batch_size, rows=rows, on_row=on_row)
+        writer = Writer(workdir, start, steps, batch_size, watch, tracked)
         stack.callback(writer.close)
         writer.say(
             f"{workdir}: {'resuming at' if start else 'starting at'} step {start} of "

@@ -6,8 +6,8 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from aigc_jax import files
+from aigc_jax.training.trackers import Tracker, Trackers
 
 # tensorboardX imports torch, where there is one, to take tensors that it is never given here: two
 # seconds of each start.
@@ -30,6 +31,23 @@ finally:
 OnRow = Callable[[int, Mapping[str, float]], bool | None]
 
 
+class Watch(NamedTuple):
+    """Who follows a run beside the files in its folder.
+
+    Attributes:
+      rows: whether a terminal shows them and a progress bar; of several runs at once one does.
+      on_row: called with each row, its step and values; a true result asks the run to stop.
+      trackers: names of experiment trackers, of `trackers.TRACKERS`.
+    """
+
+    rows: bool = True
+    on_row: OnRow | None = None
+    trackers: Sequence[str] = ()
+
+
+WATCH = Watch()
+
+
 class Writer:
     """Metrics of one run, from the first process only.
 
@@ -37,8 +55,8 @@ class Writer:
     which a killed run may have left, are dropped: they are about to be made again.
 
     Args:
-      rows: shows them and a progress bar too; of several runs at once one does.
-      on_row: called with each row too, its step and values; a true result asks the run to stop.
+      watch: who is told beside.
+      trackers: of those that it names, open; closed with the writer.
 
     Attributes:
       stopping: whether it has asked.
@@ -50,11 +68,11 @@ class Writer:
         start: int,
         steps: int,
         batch_size: int,
-        *,
-        rows: bool = True,
-        on_row: OnRow | None = None,
+        watch: Watch = WATCH,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
-        self._shown, self._on_row, self.stopping = rows, on_row, False
+        self._watch, self.stopping = watch, False
+        self._trackers = Trackers(trackers, say)
         self._on = jax.process_index() == 0
         self._total, self._batch_size = steps, batch_size
         if not self._on:
@@ -75,7 +93,7 @@ class Writer:
             initial=start * batch_size,
             unit="img",
             unit_scale=True,
-            disable=not (rows and sys.stderr.isatty()),
+            disable=not (watch.rows and sys.stderr.isatty()),
             dynamic_ncols=True,
         )
         self._started, self._first = time.monotonic(), start
@@ -106,9 +124,10 @@ class Writer:
         for name, value in row.items():
             if value is not None:  # TensorBoard warns of what is not finite, each time
                 self._board.add_scalar(name, value, step)
-        if self._on_row and self._on_row(step, values):
+        self._trackers.scalars(step, values)
+        if self._watch.on_row and self._watch.on_row(step, values):
             self.stopping = True
-        if not self._shown:
+        if not self._watch.rows:
             return
         text = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k != "time/data_wait")
         if self._bar.disable:
@@ -125,10 +144,12 @@ class Writer:
         if self._on:
             array = np.asarray(picture)
             self._board.add_image(name, array, step, dataformats="HW" if array.ndim == 2 else "HWC")
+            self._trackers.image(step, name, picture)
 
     def close(self) -> None:
         """Flushes and closes everything."""
         if self._on:
+            self._trackers.close()
             with contextlib.suppress(OSError):
                 self._bar.close()
             with contextlib.suppress(OSError):  # a full disk is told where a row is written

@@ -98,7 +98,7 @@ def test_a_dry_run_times_steps_and_writes_nothing(tmp_path, capsys):
 def test_one_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch, capsys):
     done = []
 
-    def trained(part, origin):
+    def trained(part, origin, writers):
         (cell,) = part
         if cell.name == "base/seed_1":
             raise SettingError("no such weights")
@@ -113,7 +113,7 @@ def test_one_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch, caps
 
 
 def test_one_that_is_stopped_ends_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(ablate, "trained", lambda part, origin: (part[0].steps - 1, {}))
+    monkeypatch.setattr(ablate, "trained", lambda part, origin, writers: (part[0].steps - 1, {}))
     assert ablate.run(ablation_of(), tmp_path) == boundary.STOPPED
 
 
