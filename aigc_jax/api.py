@@ -23,14 +23,16 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from aigc_jax import files, modalities
-from aigc_jax.checks import one_of
+from aigc_jax import checks, files, modalities
+from aigc_jax.checks import flatten, one_of
 from aigc_jax.commands import common, sample
 from aigc_jax.commands import evaluate as evaluate_command
 from aigc_jax.commands import train as train_command
+from aigc_jax.errors import SettingError
 from aigc_jax.evaluation.results import Row
 from aigc_jax.report import reading
 from aigc_jax.runs import apply
+from aigc_jax.runs import folder as folders
 from aigc_jax.runs import model as models
 from aigc_jax.runs.evaluations import check_draws
 from aigc_jax.sampling.driver import draw
@@ -40,7 +42,7 @@ from aigc_jax.training.writers import OnRow, Watch
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 
 
-def config(name: str, settings: Mapping[str, Any] | None = None) -> ConfigDict:
+def config(name: str | pathlib.Path, settings: Mapping[str, Any] | None = None) -> ConfigDict:
     """The config of an experiment, unlocked.
 
     Args:
@@ -51,14 +53,23 @@ def config(name: str, settings: Mapping[str, Any] | None = None) -> ConfigDict:
     Raises:
       ValueError: no such experiment, or no such setting; LookupError: no such variant.
     """
-    file, _, variant = name.partition(":")
+    file, _, variant = str(name).partition(":")
     path = files.expanded(file)
     if path.suffix != ".py":
         one_of("the experiment", file, sorted(p.stem for p in CONFIGS.glob("[!_]*.py")))
         path = CONFIGS / f"{file}.py"
     with _importing(CONFIGS.parent):
-        found = runpy.run_path(str(path))["get_config"](variant)
-    found.update_from_flattened_dict(dict(settings or {}))
+        get_config = runpy.run_path(str(path)).get("get_config")
+        if get_config is None:
+            raise SettingError(f"{path} is no config: it has no get_config(variant)")
+        found = get_config(variant)
+    known = flatten(folders.as_dict(found))
+    for key, value in (settings or {}).items():
+        one_of("a setting", key, known)
+        try:
+            found.update_from_flattened_dict({key: value})
+        except (TypeError, ValueError) as error:
+            raise SettingError(f"config.{key}: {' '.join(str(error).split())}") from error
     return found.unlock()
 
 
@@ -86,8 +97,12 @@ def train(
         run is saved and stops, and the same call goes on with it.
       writers: experiment trackers beside its files: "wandb", "mlflow".
 
+    Ctrl-C saves and stops it too: `run.model.step` says how far it is.
+
     Raises as `aigc_jax.commands.train.run`.
     """
+    if isinstance(writers, str):
+        writers = [writers]
     train_command.run(config, workdir, watch=Watch(on_row=on_row, trackers=writers))
     return load(workdir)
 
@@ -99,25 +114,22 @@ def rows(
 
     Training is a thread of its own, and waits where nobody asks for the next row.
     """
-    found: queue.Queue[Any] = queue.Queue(maxsize=1)
-    left = threading.Event()
-
-    def hand_over(item: Any) -> None:
-        while not left.is_set():
-            with contextlib.suppress(queue.Full):
-                return found.put(item, timeout=0.1)
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    asked, left = threading.Semaphore(0), threading.Event()
 
     def on_row(step: int, values: Mapping[str, float]) -> bool:
-        hand_over((step, dict(values)))
+        if not left.is_set():
+            found.put((step, dict(values)))
+            asked.acquire()  # so that a loop that is left stops the run at the row that it saw last
         return left.is_set()
 
     def work() -> None:
         try:
             train_command.run(config, workdir, watch=Watch(on_row=on_row))
         except BaseException as error:  # raised again where the rows are asked for
-            hand_over(error)
+            found.put(error)
         else:
-            hand_over(None)
+            found.put(None)
 
     thread = threading.Thread(target=work, name="training")
     thread.start()
@@ -126,8 +138,10 @@ def rows(
             if isinstance(item, BaseException):
                 raise item
             yield item
+            asked.release()
     finally:
         left.set()
+        asked.release()
         thread.join()
 
 
@@ -182,6 +196,7 @@ class Run:
           seed: sample i depends on (seed, i) only.
           labels: classes by name or number, in turn; None takes every one.
         """
+        checks.value("count", count, checks.Count)
         labels = sample.labels_of(self.model, labels)
         batches = draw(
             self._driver, self.model.variables, self._mesh, seed=seed, count=count, labels=labels
@@ -215,6 +230,7 @@ class Run:
     def data(self, split: str = "test", count: int = 64) -> dict[str, np.ndarray]:
         """The first examples of "train" or "test": {"x": [count, ...] as stored, "label": ...}."""
         one_of("split", split, ("train", "test"))
+        checks.value("count", count, checks.Count)
         opened = common.open_data(self.model.config)
         source = opened.dataset.sources[getattr(opened, f"{split}_split")]
         return dict(source.fetch(np.arange(min(count, len(source)))))

@@ -7,6 +7,7 @@ import pathlib
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from aigc_jax.data import feed as feeds
 from aigc_jax.errors import SettingError
 from aigc_jax.report import ablation as report
 from aigc_jax.runs import folder as folders
-from aigc_jax.runs.evaluations import plan, scheduled_names, splits
+from aigc_jax.runs.evaluations import plan, scheduled, scheduled_names, splits
 from aigc_jax.training import sharding, trackers
 from aigc_jax.training.step import active_phases
 from aigc_jax.training.writers import Watch
@@ -70,9 +71,10 @@ def run(
     workdir = files.expanded(workdir)
     found = cells(config, workdir)
     chosen = picked(found, only, shard)
-    for cell in found:
-        if cell.done():
-            folders.check_same(cell.folder, cell.config)
+    if folders.is_run(workdir):
+        raise SettingError(f"{workdir} holds an ordinary run: name another --workdir")
+    check_same(found)
+    files.check(workdir, folders=True, new=False)
     trackers.check(writers or ())
     check_metrics(found[0], config["metrics"])
     if dry:
@@ -103,6 +105,18 @@ def run(
     path = report.write(workdir, failed)
     print((workdir / "table.md").read_text(), path, sep="\n", flush=True)
     return boundary.STOPPED if stopped else int(bool(failed))
+
+
+def check_same(found: Sequence[Cell]) -> None:
+    """Raises RunMismatch where a folder holds a run of another config than this ablation's."""
+    for cell in found:
+        changed = folders.changes(cell.folder, cell.config) if cell.done() else ()
+        if changed:
+            raise folders.RunMismatch(
+                f"{cell.folder} holds a run with another config:\n  "
+                + "\n  ".join(changed)
+                + "\nGive this ablation another --workdir, or take that folder away"
+            )
 
 
 def trained(
@@ -153,8 +167,10 @@ def check_metrics(cell: Cell, metrics: Sequence[str]) -> None:
     planned = plan(config["evaluations"], config["evaluation"])
     data = common.open_data(config, splits(planned))
     family = validation.validate(config, data.spec)
-    known = list(scheduled_names(planned, family, data.spec, data.test_split))
-    at_end = [name.partition("/")[2] for name in known] if config.evaluation.at_end else []
+    on_schedule = scheduled(planned, config["evaluation"]) if config.log.eval_every else []
+    named = partial(scheduled_names, family=family, spec=data.spec, test_split=data.test_split)
+    known = list(named(on_schedule))
+    at_end = [name.partition("/")[2] for name in named(planned)] if config.evaluation.at_end else []
     phases = {phase.name or phase.player for phase in family.phases}
     known += [*at_end, *(f"{phase}/loss" for phase in phases)]
     others = any(not e.draws and e.metric not in ("examples", "diagnosis") for e in planned)
@@ -182,6 +198,11 @@ def check_written(reference: Sequence[Cell], metrics: Sequence[str]) -> None:
         return
     settings = cell.config["train"]
     found = report.read_run(cell.folder, settings["steps"], settings["batch_size"])
+    if found is None:
+        raise SettingError(
+            f"{cell.folder}/metrics.jsonl lacks the run's last rows: restore it from a backup, or "
+            "take the folder away to train the run again"
+        )
     for name in metrics:
         if name not in found.values:
             raise SettingError(

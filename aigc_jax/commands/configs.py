@@ -133,7 +133,12 @@ def config_of(name: str) -> Mapping[str, Any]:
     folder = files.expanded(name)
     if folders.is_run(folder):
         return folders.read(folder, "config.json")
-    return folders.as_dict(api.config(name))
+    if folder.is_dir():
+        raise SettingError(f"{folder} holds no run: name a run's folder, an experiment or a file")
+    try:
+        return folders.as_dict(api.config(name))
+    except LookupError as error:  # an unknown variant
+        raise SettingError(f"{name}: {error.args[0]}") from error
 
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

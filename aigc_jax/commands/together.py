@@ -20,7 +20,6 @@ from aigc_jax.runs.evaluations import check, plan, scheduled, splits
 from aigc_jax.runs.examples import RealData
 from aigc_jax.runs.extractors import FeatureExtractors
 from aigc_jax.training import replicas, sharding
-from aigc_jax.training.meter import DivergedError
 from aigc_jax.training.step import Recipe, init_state, train_steps
 from aigc_jax.training.writers import Watch
 
@@ -31,13 +30,14 @@ APART = ("data", "train", "log", "checkpoint", "sampling", "evaluation", "evalua
 def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Runs that one program can train side by side, in the order of the first of each.
 
-    They differ in nothing but seed and numbers that a program can be given. Those that start from
-    weights, or split their state over devices, are trained alone.
+    They differ in nothing but seed and numbers that a program can be given, and have come to the
+    same step. Those that start from weights, or split their state over devices, are trained alone.
     """
     found: dict[str, list[Cell]] = {}
     for cell in cells:
         alone = cell.config.init_from or cell.config.train.sharding != "replicated"
-        found.setdefault(cell.name if alone else _alike(cell), []).append(cell)
+        key = cell.name if alone else f"{cell.done()} {_alike(cell)}"
+        found.setdefault(key, []).append(cell)
     return [part for group in found.values() for part in parted(group)]
 
 
@@ -104,14 +104,15 @@ def recipe_with(config: Mapping[str, Any], spec: DataSpec, numbers: Mapping[str,
 
 def fit(
     cells: Sequence[Cell], origin: Mapping[str, Any], writers: Sequence[str] = ()
-) -> tuple[int, dict[str, DivergedError]]:
+) -> tuple[int, dict[str, Exception]]:
     """Trains runs of one group in one program, and evaluates those that shall be at their end.
 
     Args:
       writers: experiment trackers of each.
 
     Returns:
-      The step that they have come to, and {name: error} of those that diverged.
+      The step that they have come to, and {name: error} of those that diverged, or could not be
+      evaluated.
 
     Raises as `train.run`.
     """
@@ -145,7 +146,7 @@ def fit(
             replica(stack, cell, families[cell.variant], data, extractors, origin, keys, watch(i))
             for i, cell in enumerate(cells)
         ]
-        step, failed = replicas.train(
+        step, diverged = replicas.train(
             found,
             partial(recipe_with, plain, data.spec),
             data.dataset.sources[data.train_split],
@@ -153,14 +154,19 @@ def fit(
             batch_size=first["train"]["batch_size"],
             max_skipped=first["train"]["max_skipped"],
         )
+    failed: dict[str, Exception] = dict(diverged)
+    of_all = {"data": data, "extractors": extractors}
     for cell in cells:
         if step < cell.steps or cell.name in failed:
             continue
-        if not first["evaluation"]["at_end"]:
-            report.run(cell.folder)
-            continue
-        family = families[cell.variant]
-        evaluate.run(cell.folder, cell.config, data=data, extractors=extractors, family=family)
+        try:
+            if first["evaluation"]["at_end"]:
+                family = families[cell.variant]
+                evaluate.run(cell.folder, cell.config, **of_all, family=family)
+            else:
+                report.run(cell.folder)
+        except Exception as error:  # the others are evaluated all the same
+            failed[cell.name] = error
     return step, failed
 
 

@@ -89,6 +89,8 @@ def run(
     """
     workdir, setting = files.expanded(workdir), config["evaluation"]
     folders.refuse_best(workdir)
+    if (workdir / "ablation.json").exists():
+        raise SettingError(f"{workdir} holds an ablation: name another --workdir")
     validation.check(config)
     trackers.check(watch.trackers)
     profiler = None

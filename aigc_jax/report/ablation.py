@@ -83,10 +83,10 @@ def read_run(folder: pathlib.Path, step: int, batch_size: int) -> Run | None:
     for one in reversed(read_evaluations(where)):  # the newest last, over the others
         if not one.scheduled and one.step == step:
             values |= {row["metric"]: row["value"] for row in one.rows}
-    share = curves.get(SHARED, [(0, 1.0, 0)])[-1][1]
+    shared = {at: count for at, count, _ in curves.get(SHARED, ())}
     seconds, before, total = {0: 0.0}, 0.0, 0.0
     for at, images_per_second, _ in curves.get(SPEED, ()):
-        total += (at - before) * batch_size / images_per_second / share
+        total += (at - before) * batch_size / images_per_second / shared.get(at, 1)
         seconds[at], before = total, at
     return Run(values, curves, seconds)
 
@@ -221,10 +221,13 @@ def notes(found: Comparison, failed: Mapping[str, str]) -> list[str]:
     said = [
         "Mean ± standard deviation over n seeds; difference from "
         f"{about['reference']} over the same seeds, with its {LEVEL:.0%} interval by a paired "
-        f"bootstrap. {count} comparison{'s were' if count != 1 else ' was'} made: "
-        f"where nothing differs at all, about {(1 - LEVEL) * count:.1g} of their intervals leave "
-        "out 0."
+        "bootstrap."
     ]
+    if count and len(about["seeds"]) > 1:
+        said[0] += (
+            f" {count} comparison{'s were' if count != 1 else ' was'} made: where nothing differs "
+            f"at all, about {(1 - LEVEL) * count:.1g} of their intervals leave out 0."
+        )
     wanted = len(about["variants"]) * len(about["seeds"])
     if len(found.runs) < wanted:
         said.append(f"{len(found.runs)} of {wanted} runs are finished.")

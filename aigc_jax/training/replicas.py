@@ -157,7 +157,7 @@ def restored(
             found = sharding.new_state(replica.recipe, target, replica.seed)
         states.append(found)
     for replica in replicas:
-        replica.checkpoints.set_aside_after(start)
+        replica.checkpoints.set_aside_after(start, superseded=True)
     return start, states
 
 

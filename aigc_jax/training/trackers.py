@@ -8,6 +8,7 @@ import importlib
 import math
 import os
 import pathlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Protocol
@@ -85,12 +86,18 @@ class MLflow:
     """MLflow: the server at $MLFLOW_TRACKING_URI, else a data base in the run's folder."""
 
     def __init__(self, workdir: pathlib.Path, run: str, settings: Mapping[str, Any]) -> None:
+        # A server that does not answer is told in seconds: its own way is to try for minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         mlflow = _imported("mlflow")
         uri, pictures = os.environ.get("MLFLOW_TRACKING_URI"), None
         if uri is None:
             _imported("sqlalchemy")
             folder = workdir.resolve() / "mlflow"
             uri, pictures = f"sqlite:///{folder}.db", folder.as_uri()
+            if pathlib.Path(f"{folder}.db").is_dir():
+                raise SettingError(f"--writers=mlflow: {folder}.db is a folder: move it")
+        self._metric = mlflow.entities.Metric
         try:
             self._client = mlflow.MlflowClient(uri)
             self._id = self._begun(workdir.name, run, pictures, settings)
@@ -118,8 +125,9 @@ class MLflow:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
-        for name, value in values.items():
-            self._client.log_metric(self._id, name, value, step=step)
+        now = round(1000 * time.time())
+        rows = [self._metric(name, value, now, step) for name, value in values.items()]
+        self._client.log_batch(self._id, rows)
 
     def image(self, step: int, name: str, picture: Image.Image) -> None:
         """See `Tracker`."""

@@ -3,10 +3,11 @@
 import csv
 import json
 import re
+import shutil
 
 import pytest
 
-from aigc_jax.commands import ablate, boundary
+from aigc_jax.commands import ablate, boundary, train
 from aigc_jax.commands.variants import cells, picked, varied
 from aigc_jax.errors import SettingError
 from configs import gan_mixture
@@ -152,6 +153,10 @@ BAD = {
     "twice": (ablation_of(seeds=(1, 2, 1)), "names one twice"),
     "many": (ablation_of({"a": R1}, most_runs=3), "2 seeds are 4 runs, and config.most_runs is 3"),
     "metric": (ablation_of(metrics=("fid",)), "names 'fid', which these runs do not have"),
+    "schedule": (
+        ablation_of(metrics=(f"eval/{MODES}",), base=small(**{"evaluation.scheduled_count": 0})),
+        f"names 'eval/{MODES}', which these runs do not have: did you mean '{MODES}'",
+    ),
     "none": (ablation_of(metrics=()), "config.metrics names none"),
     "no end": (
         ablation_of(base=small(**{"evaluation.at_end": False})),
@@ -181,6 +186,23 @@ def test_what_cannot_be_is_refused_before_anything_is_written(case, tmp_path):
 def test_flags_that_name_no_run(flags, words, tmp_path):
     with pytest.raises(SettingError, match=words):
         ablate.run(ablation_of(), tmp_path / "new", **flags)
+
+
+def test_a_run_whose_rows_are_lost_is_named(trained, tmp_path):
+    config, folder = trained
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "runs" / "base" / "seed_0" / "metrics.jsonl").write_text("")
+    with pytest.raises(SettingError, match=r"base/seed_0/metrics\.jsonl lacks the run's last rows"):
+        ablate.run(config, copy)
+
+
+def test_a_folder_is_of_a_run_or_of_an_ablation(trained):
+    config, folder = trained
+    with pytest.raises(SettingError, match="holds an ordinary run"):
+        ablate.run(config, folder / "runs" / "base" / "seed_0")
+    with pytest.raises(SettingError, match="holds an ablation"):
+        train.run(small(), folder)
 
 
 def test_runs_of_another_config_are_not_compared(trained):

@@ -49,6 +49,8 @@ def test_how_two_differ(capsys, tmp_path):
     [
         ({"diff": ["vae_digits"]}, "--diff takes two"),
         ({"diff": ["vae_digits", "vae_digit"]}, "did you mean 'vae_digits'"),
+        ({"diff": ["vae_digits", "vae_digits:beta5"]}, "did you mean beta4"),
+        ({"diff": ["vae_digits", "tests"]}, "tests holds no run"),
         ({"only": ["vea_*"]}, r"--only=vea_\* fits none of"),
     ],
 )

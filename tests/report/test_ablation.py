@@ -1,5 +1,6 @@
 """Statistics of an ablation against closed forms, and what its files say."""
 
+import json
 import math
 
 import numpy as np
@@ -30,6 +31,18 @@ def test_differences_are_of_the_same_seeds():
     lost = ablation.summary(B | {1: math.nan}, A)
     assert (lost.n, lost.pairs, lost.difference) == (2, 2, pytest.approx(1.25))
     assert math.isnan(ablation.summary({9: 1.0}, A).difference)
+
+
+def test_a_run_has_its_part_of_the_time_of_those_that_shared_a_program(tmp_path):
+    rows = [
+        {"step": 10, "time/images_per_second": 40.0, "time/replicas": 4, "net/loss": 1.0},
+        {"step": 20, "time/images_per_second": 160.0, "net/loss": 0.5},  # alone from here on
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = ablation.read_run(tmp_path, 20, 16)
+    assert run.seconds == {0: 0.0, 10: 1.0, 20: 2.0}
+    assert run.values["net/loss"] == 0.5
+    assert ablation.read_run(tmp_path, 21, 16) is None
 
 
 def test_the_interval_is_that_of_a_mean():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aigc_jax.commands import together, train
-from aigc_jax.commands.variants import cells
+from aigc_jax.commands.variants import Cell, cells
 from aigc_jax.errors import SettingError
 from aigc_jax.training import replicas
 from aigc_jax.training.checkpoint import Checkpoints
@@ -76,6 +76,12 @@ def test_what_decides_the_program_parts_a_group(tmp_path):
         ["clip/seed_0", "clip/seed_1"],
         ["wide/seed_0", "wide/seed_1"],
     ]
+
+
+def test_runs_at_other_steps_are_trained_apart_and_nothing_is_done_twice(tmp_path, monkeypatch):
+    found = two_of_each(tmp_path, gan_mixture.get_config("smoke"))
+    monkeypatch.setattr(Cell, "done", lambda cell: 10 * cell.seed)
+    assert [[cell.seed for cell in group] for group in together.groups(found)] == [[0], [1]]
 
 
 def test_other_shapes_are_refused_by_name():
