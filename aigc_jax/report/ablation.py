@@ -15,7 +15,7 @@ import numpy as np
 
 from aigc_jax import files
 from aigc_jax.report.page import rendered
-from aigc_jax.report.plots import Curve, bars, plot
+from aigc_jax.report.plots import Curve, bars, legend, plot
 from aigc_jax.report.reading import (
     Folder,
     by_step,
@@ -313,7 +313,7 @@ def contents(workdir: pathlib.Path, found: Comparison, failed: Mapping[str, str]
                 Curve(variant, band(runs, name, axis, about["batch_sizes"][variant]))
                 for variant, runs in by_variant.items()
             ]
-            curves.append(plot(f"{name}, by {axis}", drawn, bands=True))
+            curves.append(plot(f"{name}, by {axis}", drawn, bands=True) | {"legend": []})
     folder = Folder(workdir, [])
     samples = []
     seed = about["seeds"][0]
@@ -326,8 +326,8 @@ def contents(workdir: pathlib.Path, found: Comparison, failed: Mapping[str, str]
     for variant, runs in by_variant.items():
         took = [max(run.seconds.values()) for run in runs]
         row = found.rows[first, variant]
-        if took and row.n:
-            cost.append(Curve(variant, [(float(np.mean(took)), row.mean, _zero(row.std))]))
+        point = [(float(np.mean(took)), row.mean, _zero(row.std))] if took and row.n else []
+        cost.append(Curve(variant, point))
     return {
         "name": workdir.resolve().name,
         "summary": [
@@ -342,7 +342,8 @@ def contents(workdir: pathlib.Path, found: Comparison, failed: Mapping[str, str]
             for metric in about["metrics"]
         ],
         "curves": curves,
-        "cost": plot(f"{first} by seconds of training", cost) if cost else None,
+        "cost": plot(f"{first} by seconds of training", cost) | {"legend": []},
+        "colours": legend([Curve(variant, []) for variant in about["variants"]]),
         "samples": samples,
         "seed": seed,
         "settings": [(name, json.dumps(own)) for name, own in about["variants"].items()],

@@ -45,7 +45,7 @@ def plot(title: str, curves: list[Curve], bands: bool = False) -> dict[str, Any]
 
     bands: errors as a band around a curve, not as bars.
     """
-    legend = [(c.label, COLOURS[i % len(COLOURS)]) for i, c in enumerate(curves)]
+    shown = legend(curves)
     broken = any(math.isnan(value) for curve in curves for _, value, _ in curve.points)
 
     def draw(axes: Any) -> None:
@@ -59,8 +59,13 @@ def plot(title: str, curves: list[Curve], bands: bool = False) -> dict[str, Any]
         axes.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=STEPS, integer=True))
         axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
 
-    svg = _svg(repr((title, legend)), draw)
-    return {"title": title, "svg": svg, "legend": legend, "broken": broken}
+    svg = _svg(repr((title, shown)), draw)
+    return {"title": title, "svg": svg, "legend": shown, "broken": broken}
+
+
+def legend(curves: Sequence[Curve]) -> list[tuple[str, str]]:
+    """(label, colour) of each."""
+    return [(c.label, COLOURS[i % len(COLOURS)]) for i, c in enumerate(curves)]
 
 
 def bars(title: str, values: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
