@@ -21,6 +21,7 @@ from aigc_jax.report import ablation as report
 from aigc_jax.runs import folder as folders
 from aigc_jax.runs.evaluations import plan, scheduled, scheduled_names, splits
 from aigc_jax.training import sharding, trackers
+from aigc_jax.training.meter import DivergedError
 from aigc_jax.training.step import active_phases
 from aigc_jax.training.writers import Watch
 
@@ -132,6 +133,8 @@ def trained(
 def reason(error: Exception) -> str:
     """Why a run failed, in a line; of what nobody expected the traceback is printed too."""
     words = boundary.explain(error)
+    if isinstance(error, DivergedError):  # whose advice is for a run by itself
+        words = f"{str(error).partition('. ')[0]}. Other settings are another variant"
     if words is None:
         traceback.print_exception(error)
         words = f"{type(error).__name__}: {error}"

@@ -117,10 +117,15 @@ def check_run(workdir: pathlib.Path) -> None:
     if is_run(workdir):
         return
     hint = ""
+    if own := sorted((workdir / "runs").glob("*/*/spec.json")):  # of an ablation
+        raise MissingError(
+            f"{workdir} holds an ablation and no run of its own: name one of its {len(own)} runs, "
+            f"such as --workdir={own[0].parent}"
+        )
     if workdir.parent.is_dir():
         runs = [p.name for p in workdir.parent.iterdir() if is_run(p)]
         near = difflib.get_close_matches(workdir.name, runs, n=3, cutoff=0.3) or runs[:3]
-        hint = f" (runs there: {', '.join(near)})" if near else ""
+        hint = f" (runs beside it: {', '.join(near)})" if near else ""
     raise MissingError(f"no run in {workdir}{hint}: train first, or name its folder by --workdir")
 
 

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from aigc_jax.commands import ablate, boundary, train
+from aigc_jax.commands import ablate, boundary, report, train
 from aigc_jax.commands.variants import cells, picked, varied
-from aigc_jax.errors import SettingError
+from aigc_jax.errors import MissingError, SettingError
 from configs import gan_mixture
 from configs.ablations import gan_mixture as shipped
 from configs.bases.ablation import ablation
@@ -203,6 +203,23 @@ def test_a_folder_is_of_a_run_or_of_an_ablation(trained):
         ablate.run(config, folder / "runs" / "base" / "seed_0")
     with pytest.raises(SettingError, match="holds an ablation"):
         train.run(small(), folder)
+
+
+def test_other_commands_name_the_runs_of_an_ablation(trained):
+    _, folder = trained
+    with pytest.raises(MissingError, match=r"name one of its 4 runs, such as .*base/seed_0"):
+        report.run(folder)
+
+
+def test_a_run_that_diverges_is_told_beside_those_that_go_on(tmp_path):
+    base = small(**{"train.max_skipped": 2, "train.steps": 8})
+    hot = {"hot": {"optimizer.learning_rate": 1e30}}
+    config = ablation_of(hot, base=base, seeds=1, metrics=(MODES,))
+    assert ablate.run(config, tmp_path, replicas="vmap") == 1
+    failed = json.loads((tmp_path / "results.json").read_text())["failed"]
+    assert failed.keys() == {"hot/seed_0"}
+    assert failed["hot/seed_0"].endswith("Other settings are another variant")
+    assert "1 of 2 runs are finished." in (tmp_path / "table.md").read_text()
 
 
 def test_runs_of_another_config_are_not_compared(trained):
